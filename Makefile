@@ -1,0 +1,64 @@
+# make run          the four notebooks, everything trained anew, into runs/full (PROFILE=quick: minutes)
+# make test         lint, unit tests, the notebooks against their committed outputs, a quick run of all four
+# make lab          JupyterLab on the notebooks
+# make reference    trains the shipped weights and records the reference figures anew; takes hours
+# make report       writes the report of runs/$(PROFILE) anew
+# make clean        removes runs and caches
+# Each sets up .venv first if it is missing. PIP_ARGS are passed to pip install; PYTHON names the Python to build with.
+
+PROFILE ?= full
+PIP_ARGS ?=
+VENV := .venv
+ifeq ($(OS),Windows_NT)
+BIN := $(VENV)/Scripts
+else
+BIN := $(VENV)/bin
+endif
+READY := $(VENV)/.ready
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
+
+.PHONY: run test lint unit notebooks quick lab reference report clean
+.DEFAULT_GOAL := run
+
+$(READY): requirements.txt pyproject.toml
+	@python=; for p in $(PYTHON) python3.11 python3.12 python3.13 python3 python; do \
+	  if "$$p" -c "$(SUPPORTED)" >/dev/null 2>&1; then python=$$p; break; fi; done; \
+	if [ -z "$$python" ]; then \
+	  echo "No Python 3.11, 3.12 or 3.13 was found; install one, or name it: make PYTHON=/path/to/python3.11" >&2; exit 1; \
+	fi; \
+	if ! "$(BIN)/python" -c "$(SUPPORTED)" >/dev/null 2>&1; then \
+	  echo "Setting up $(VENV) with $$python"; "$$python" -m venv --clear $(VENV) || exit 1; \
+	fi
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_ARGS) -r requirements.txt
+	@touch $@
+
+run: $(READY)
+	$(BIN)/python -m aeutils run --profile $(PROFILE)
+
+test: lint unit notebooks quick
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+unit: lint
+	$(BIN)/python -m pytest -q tests
+
+notebooks: unit
+	$(BIN)/python -m pytest -q --nbval notebooks
+
+quick: notebooks
+	$(BIN)/python -m aeutils run --profile quick --output runs/test
+
+lab: $(READY)
+	$(BIN)/python -m jupyter lab notebooks
+
+reference: $(READY)
+	$(BIN)/python -m aeutils reference
+
+report: $(READY)
+	$(BIN)/python -m aeutils report runs/$(PROFILE)
+
+clean:
+	rm -rf runs .pytest_cache .ruff_cache .hypothesis
+	find aeutils tests notebooks -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf

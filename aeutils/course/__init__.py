@@ -1,0 +1,1 @@
+"""Running the course: the notebooks' settings and results, the command line, the run folder and its report."""

@@ -1,0 +1,128 @@
+"""The command line: run, data, report, reference. Exit status 0; 1 a run failed; 2 bad input, or figures are off."""
+
+import os
+import sys
+from pathlib import Path
+
+import click
+import pooch
+
+from aeutils.course import report as reporting
+from aeutils.course import runner
+from aeutils.course.runner import RunFailed
+
+
+def command_line(arguments=None):
+    """Run the command line and return its exit status; an error is one sentence."""
+    try:
+        return cli.main(arguments, prog_name="python -m aeutils", standalone_mode=False) or 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message())
+        return 2
+    except click.ClickException as error:
+        print(f"Error: {error.format_message()}", file=sys.stderr)
+        return 2
+    except ValueError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 2
+    except (RunFailed, OSError) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    except (KeyboardInterrupt, click.Abort):
+        same = " ".join(["python -m aeutils", *(sys.argv[1:] if arguments is None else arguments)])
+        print(
+            f"\nInterrupted. The same command goes on, with what is trained so far: {same}", file=sys.stderr
+        )
+        return 130
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def cli():
+    """The course on autoencoders: run its notebooks, fetch its data, show a run's report."""
+
+
+@cli.command()
+@click.option(
+    "--profile",
+    type=click.Choice(["quick", "full"]),
+    default="full",
+    help="quick: small subsets, minutes. full (default): everything trained anew.",
+)
+@click.option("--output", metavar="DIR", help="The run folder; runs/PROFILE if not given.")
+@click.option("--reuse", is_flag=True, help="Take the shipped weights instead of training anew.")
+@click.option(
+    "-p",
+    "parameters",
+    nargs=2,
+    multiple=True,
+    metavar="NAME VALUE",
+    help="Set a notebook parameter; may be repeated.",
+)
+@click.option("--notebooks", metavar="DIR", default=str(runner.NOTEBOOKS), hidden=True)
+def run(profile, output, reuse, parameters, notebooks):
+    """Run the four notebooks and write a report.
+
+    Weights are trained into DIR/checkpoints. The same command again takes up the weights that are there, and a
+    training where it was interrupted.
+    """
+    plan = runner.plan(notebooks, profile, dict(parameters), output or Path("runs") / profile, reuse)
+    if any(plan.checkpoints.glob("*")) and not reuse:
+        click.echo(f"Weights found in {plan.checkpoints} are taken up where their configuration matches.")
+    metrics = runner.execute(plan)
+    rows, off = reporting.comparison(metrics)
+    click.echo(reporting.as_text(rows))
+    click.echo(f"Report: {plan.folder / 'index.html'}")
+    if off and profile != "quick":
+        click.echo(f"Error: {len(off)} figures are out of tolerance: {', '.join(off)}.", err=True)
+        return 2
+    return 0
+
+
+@cli.command()
+def data():
+    """Fetch, verify and list the data sets and the shipped files."""
+    from aeutils import data as sets
+
+    mnist = sets.load_mnist()
+    click.echo(
+        f"MNIST: {len(mnist.train_images)} training and {len(mnist.test_images)} test images, verified."
+    )
+    status = 0
+    try:
+        click.echo(f"Frey Face: {len(sets.load_frey_faces(source='frey').images)} frames, verified.")
+    except FileNotFoundError as error:
+        click.echo(f"{error}\nUntil then notebook 04 shows drawn stand-in faces.", err=True)
+        status = 1
+    names = [*(f"MNIST/raw/{name}" for name in sets.MNIST_FILES), *sets.FREY_FILES]
+    folders = filter(None, [sets.DATA, os.environ.get("AEUTILS_DATA"), pooch.os_cache("aeutils")])
+    for path in (Path(folder) / name for folder in folders for name in names):
+        if path.is_file():
+            click.echo(f"  {path}  {path.stat().st_size:,} bytes")
+    bad = reporting.damaged_files(sets.DATA)
+    for name in bad:
+        click.echo(f"Error: data/{name} is missing or not the file that data/SHA256SUMS lists.", err=True)
+    return 1 if bad else status
+
+
+@cli.command()
+@click.argument("folder", metavar="DIR")
+def report(folder):
+    """Write the HTML, figures and index.html of the run folder DIR anew, without running anything."""
+    if not (Path(folder) / "metrics.json").is_file():
+        raise click.ClickException(f"{folder} holds no metrics.json; name the folder of a run that finished.")
+    click.echo(f"Report: {reporting.write(Path(folder))}")
+
+
+@cli.command()
+@click.option("--notebooks", "only_notebooks", is_flag=True, help="Only re-execute the notebooks in place.")
+def reference(only_notebooks):
+    """Train the reference weights, record the reference figures, and re-execute the notebooks from them.
+
+    Takes hours; a training that is there is skipped, so that the same command goes on after an interruption.
+    """
+    from aeutils.course import reference as make
+
+    if not only_notebooks:
+        make.train()
+        make.record()
+    make.reexecute()

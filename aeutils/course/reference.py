@@ -1,0 +1,132 @@
+"""The reference run: five seeds of every headline model, their figures with tolerances, and the notebooks as read."""
+
+import hashlib
+import math
+import statistics
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from scipy import stats
+
+from aeutils.course import report, runner
+from aeutils.course.results import REFERENCE, write_json
+from aeutils.course.settings import VALIDATION, digit_configs, face_configs, seeds_of
+from aeutils.data import DATA, load_frey_faces, load_mnist, split_frames
+from aeutils.training import SHIPPED, load_or_train
+
+SEEDS = 5
+RETRAINED = 3  # seeds of a full run, which the tolerance is for
+FALSE_ALARM = 0.05  # of a whole full run
+FLOORS = {"dB": 0.1, "": 0.005, "%": 0.5, "bits/dim": 0.02, "nats": 2.0}  # absolute, by unit
+
+
+def train():
+    """Train what is missing of every headline model into data/checkpoints, one row of a table each."""
+    known = {
+        path.name[:2]: runner.defaults(path) for path in sorted(runner.NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+    }
+    SHIPPED.mkdir(parents=True, exist_ok=True)
+    tasks = list(digit_tasks(known["01"])) + list(face_tasks(known["04"]))
+    print(f"{'model':24}{'seed':>5}{'validation':>14}{'seconds':>9}")
+    for name, config, images, val_images in tasks:
+        start = time.monotonic()
+        trained = load_or_train(config, images, val_images, folders=[SHIPPED])
+        took = "there" if trained.reused else f"{time.monotonic() - start:.0f}"
+        print(f"{name:24}{config.seed:5}{trained.history[-1]['val']:14.6g}{took:>9}", flush=True)
+
+
+def digit_tasks(parameters):
+    images = load_mnist().train_images
+    train_images, val_images = images[: parameters["n_train"]], images[-VALIDATION:]
+    for seed in seeds_of(0, SEEDS):
+        names = ("latent_dim", "lam_sae", "lam_cae", "epochs")
+        configs = digit_configs(seed=seed, **{name: parameters[name] for name in names})
+        yield from ((name, config, train_images, val_images) for name, config in configs.items())
+
+
+def face_tasks(parameters):
+    for source, n_seeds in (("frey", SEEDS), ("synthetic", 1)):
+        images = load_frey_faces(source=source).images
+        split = split_frames(len(images), parameters["split"], parameters["split_seed"])
+        for seed in seeds_of(0, n_seeds):
+            names = ("face_latent_dim", "face_epochs", "beta")
+            data = f"{source}/{parameters['split']}-{parameters['split_seed']}"
+            configs = face_configs(seed=seed, data=data, **{name: parameters[name] for name in names})
+            yield f"vae {source}", configs["vae"], images[split.train], images[split.val]
+
+
+def record():
+    """Run the notebooks with five seeds from these weights; write data/reference.json and data/SHA256SUMS.
+
+    The notebooks run as in the full profile, since their last cell holds the reference profile to the old figures.
+    """
+    overrides = {"n_seeds": SEEDS, "checkpoints": str(SHIPPED), "faces": "frey"}
+    metrics = runner.execute(
+        runner.plan(runner.NOTEBOOKS, "full", overrides, Path("runs") / "reference"), profile="reference"
+    )
+    widest = stats.t.ppf(1 - FALSE_ALARM / (2 * len(metrics["metrics"])), SEEDS - 1)
+    for entry in metrics["metrics"].values():
+        entry["reloaded"], entry["tolerance"] = tolerances(entry, widest)
+    for parameters in metrics["parameters"].values():
+        parameters.pop("checkpoints", None)
+    write_json(REFERENCE, metrics)
+    write_sums()
+
+
+def tolerances(entry, widest):
+    """(tolerance of a run from the shipped weights, tolerance of one that trains anew).
+
+    The first allows for another processor and number of threads: 2 % of the value, half a standard deviation over
+    seeds, or the unit's floor, whichever is most. The second is at least a prediction interval for the mean of
+    three new seeds, t s sqrt(1/3 + 1/5), with t such that all metrics together give a false alarm in one run of 20.
+    """
+    spread = statistics.stdev(entry["per_seed"]) if len(entry["per_seed"]) > 1 else 0.0
+    reloaded = max(0.02 * abs(entry["value"]), 0.5 * spread, FLOORS.get(entry["unit"], 1e-6))
+    return reloaded, max(reloaded, widest * spread * math.sqrt(1 / RETRAINED + 1 / SEEDS))
+
+
+def write_sums():
+    """Write data/SHA256SUMS over what is committed there and read by the code."""
+    paths = [*DATA.glob("MNIST/raw/*.gz"), *SHIPPED.glob("*.safetensors"), REFERENCE]
+    lines = [
+        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(DATA).as_posix()}\n"
+        for path in sorted(paths)
+        if path.exists()
+    ]
+    (DATA / "SHA256SUMS").write_text("".join(lines), encoding="utf-8")
+
+
+def reexecute():
+    """Execute the committed notebooks in place, each only if all of its cells run."""
+    runner.use_own_kernel()
+    for path in sorted(runner.NOTEBOOKS.glob("[0-9][0-9]_*.ipynb")):
+        notebook = nbformat.read(path, as_version=4)
+        client = NotebookClient(
+            notebook,
+            timeout=None,
+            kernel_name="python3",
+            record_timing=False,
+            resources={"metadata": {"path": str(path.parent)}},
+        )
+        client.execute()
+        clean(notebook)
+        temporary = path.with_suffix(".tmp")
+        nbformat.write(notebook, temporary)
+        temporary.replace(path)
+        print(f"{path.name}: executed, {path.stat().st_size / 1e6:.2f} MB")
+
+
+def clean(notebook):
+    """Leave what a reader needs: no times, no progress bars, no metadata of the tools that ran it."""
+    report.strip_widgets(notebook)
+    kept = {
+        name: notebook.metadata[name] for name in ("kernelspec", "language_info") if name in notebook.metadata
+    }
+    notebook.metadata = nbformat.from_dict(kept)
+    for cell in notebook.cells:
+        for name in ("execution", "papermill"):
+            cell.metadata.pop(name, None)
+        if "outputs" in cell:
+            cell.outputs = [out for out in cell.outputs if out.get("name") != "stderr"]

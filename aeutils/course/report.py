@@ -1,0 +1,229 @@
+"""What a reader opens after a run: each notebook as HTML that needs no network, its figures, and index.html."""
+
+import hashlib
+import json
+import re
+from base64 import b64decode
+from html import escape
+from types import SimpleNamespace
+
+import nbformat
+from latex2mathml.converter import convert as to_mathml
+from nbconvert import HTMLExporter
+from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+from pygments.formatters import HtmlFormatter
+
+from aeutils.course.results import compare, in_words, load_reference
+
+STYLE = """
+:root { color-scheme: light }
+body { font: 16px/1.55 system-ui, sans-serif; color: #1b1b1b; max-width: 62rem; margin: 0 auto 4rem; padding: 0 1.2rem }
+h1, h2, h3 { line-height: 1.25; margin-top: 1.8em }
+a { color: #0072B2 } .anchor-link { visibility: hidden; text-decoration: none }
+img { max-width: 100%; height: auto } figure { margin: 1.2rem 0 } figcaption { font-size: .9rem; color: #444 }
+pre, code { font: .84rem/1.45 ui-monospace, Menlo, Consolas, monospace }
+pre { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere }
+.highlight { background: #f5f6f7; border-left: 3px solid #ccd; padding: .6rem .8rem; margin: .8rem 0 .4rem }
+.output_stream, .output_text { padding: .2rem .9rem } .output_stderr { color: #777 } .output_error { background: #fdecea }
+.prompt { display: none } math[display=block] { margin: .8em 0; overflow-x: auto }
+table { border-collapse: collapse; margin: .8rem 0; font-size: .92rem; display: block; overflow-x: auto }
+th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; text-align: left; font-variant-numeric: tabular-nums }
+details { border: 1px solid #ddd; border-radius: 4px; padding: .4rem .9rem; margin: .6rem 0 }
+summary { cursor: pointer } .off { color: #b00020; font-weight: 600 }
+.loud { background: #b34700; color: #fff; padding: .7rem 1rem; font-weight: 600 }
+"""
+
+
+class Renderer(IPythonRenderer):
+    """Markdown with its formulas as MathML, which browsers draw without a script."""
+
+    def block_math(self, body):
+        return mathml(body, "block")
+
+    def inline_math(self, body):
+        return mathml(body, "inline")
+
+    def latex_environment(self, name, body):
+        return mathml(f"\\begin{{{name}}}{body}\\end{{{name}}}", "block")
+
+
+def mathml(latex, display):
+    """A formula as MathML; as its source where it cannot be converted."""
+    try:
+        return to_mathml(latex.strip(), display=display)
+    except Exception:  # latex2mathml raises what its parser runs into
+        return f"<code>{escape(latex)}</code>"
+
+
+def markdown(source, trusted=True):
+    return MarkdownWithMath(renderer=Renderer(escape=not trusted)).render(source)
+
+
+def write(folder):
+    """Write NN_title.html, figures/ and index.html of a run folder; return the path of index.html."""
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    (folder / "figures").mkdir(exist_ok=True)
+    for old in (folder / "figures").glob("figure_*.png"):
+        old.unlink()
+    chapters = []
+    for path in sorted(folder.glob("[0-9][0-9]_*.ipynb")):
+        notebook = nbformat.read(path, as_version=4)
+        title = next(
+            (line[2:] for line in notebook.cells[0].source.splitlines() if line.startswith("# ")), path.stem
+        )
+        figures = extract_figures(notebook, folder / "figures")
+        path.with_suffix(".html").write_text(page(title, notebook_html(notebook)), encoding="utf-8")
+        chapters.append((path.stem, title, figures))
+    index = folder / "index.html"
+    index.write_text(
+        page("Autoencoders: the report of a run", index_html(metrics, chapters)), encoding="utf-8"
+    )
+    return index
+
+
+def extract_figures(notebook, folder):
+    """Write the notebook's figures as figure_N.png; return [(file name, alternative text)]."""
+    found = []
+    for cell in notebook.cells:
+        for out in cell.get("outputs", ()):
+            number = out.get("metadata", {}).get("aeutils", {}).get("figure")
+            if number and re.fullmatch(r"[\w.]+", number):
+                name = f"figure_{number}.png"
+                (folder / name).write_bytes(b64decode(out["data"]["image/png"]))
+                found.append((name, out["metadata"]["image/png"]["alt"]))
+    return found
+
+
+def notebook_html(notebook):
+    """The notebook's cells as HTML. Markdown that a cell displays may hold what a parameter says: it is escaped."""
+    strip_widgets(notebook)
+    for cell in notebook.cells:
+        for out in cell.get("outputs", ()):
+            if "text/markdown" in out.get("data", {}):
+                out["data"] = {"text/html": markdown(out["data"]["text/markdown"], trusted=False)}
+    exporter = HTMLExporter(template_name="basic")
+    exporter.register_filter("markdown2html", markdown)
+    body = exporter.from_notebook_node(notebook)[0]
+    return f'<p><a href="index.html">The run\'s report</a></p>\n{body}'
+
+
+def strip_widgets(notebook):
+    """Drop progress bars drawn as widgets: without JupyterLab they are empty."""
+    notebook.metadata.pop("widgets", None)
+    view = "application/vnd.jupyter.widget-view+json"
+    for cell in notebook.cells:
+        if "outputs" in cell:
+            cell.outputs = [out for out in cell.outputs if view not in out.get("data", {})]
+
+
+def page(title, body):
+    style = STYLE + HtmlFormatter().get_style_defs(".highlight")
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width">\n'
+        f"<title>{escape(title)}</title><style>{style}</style></head>\n<body>\n{body}\n</body></html>\n"
+    )
+
+
+def index_html(metrics, chapters):
+    """The body of index.html: verdicts, a figure a notebook, the figures beside the reference, how it was run."""
+    rows, off = comparison(metrics)
+    parts = [f"<h1>Autoencoders: {metrics['profile']} run</h1>"]
+    if metrics["faces"] == "synthetic":
+        parts.append(
+            '<p class="loud">Frey Face was not found. Notebook 04 shows drawn stand-in faces instead.</p>'
+        )
+    if metrics["profile"] == "quick":
+        parts.append(
+            '<p class="loud">A quick run: small subsets, a few steps. No figure here says anything.</p>'
+        )
+    there = load_reference()["verdicts"]
+    verdicts = [
+        (name, found["claim"], found["contrast"], in_words(found), in_words(there.get(name)))
+        for name, found in sorted(metrics["verdicts"].items())
+    ]
+    parts += ["<h2>Verdicts</h2>", table(("", "claim", "contrast", "this run", "reference run"), verdicts)]
+    parts.append("<h2>Notebooks</h2>")
+    for stem, title, figures in chapters:
+        parts.append(
+            f'<h3><a href="{stem}.html">{escape(title)}</a></h3><p>{metrics["seconds"].get(stem, "?")} s</p>'
+        )
+        for name, alt in figures[-1:]:
+            image = f'<img src="figures/{name}" alt="{escape(alt, quote=True)}">'
+            parts.append(f"<figure>{image}<figcaption>{escape(alt)}</figcaption></figure>")
+    state = f'<span class="off">{len(off)} out of tolerance</span>' if off else "none out of tolerance"
+    parts.append(f"<h2>Figures</h2><p>{len(rows)} figures, {state}.</p>")
+    head = ("metric", "this run", "reference", "tolerance", "unit", "")
+    for number in sorted({row[0][:2] for row in rows}):
+        of_notebook = table(head, [row for row in rows if row[0].startswith(number)])
+        parts.append(f"<details><summary>Notebook {number}</summary>{of_notebook}</details>")
+    how = [(key, ", ".join(map(str, metrics[key]))) for key in ("seeds",)] + [("device", metrics["device"])]
+    how += [
+        ("faces", {"frey": "Frey Face, 1965 frames"}.get(metrics["faces"], "drawn stand-in")),
+        ("digits", "MNIST"),
+    ]
+    how += [(name, number) for name, number in metrics["versions"].items()]
+    how += [
+        (f"{nn}: {name}", value)
+        for nn, values in metrics["parameters"].items()
+        for name, value in values.items()
+    ]
+    parts += [
+        "<h2>How it was run</h2>",
+        table(("", ""), how),
+        '<p><a href="metrics.json">metrics.json</a></p>',
+    ]
+    return "\n".join(parts)
+
+
+def table(head, rows):
+    def line(cells, tag):
+        return "<tr>" + "".join(f"<{tag}>{escape(str(cell))}</{tag}>" for cell in cells) + "</tr>"
+
+    if not rows:
+        return "<p>None.</p>"
+    body = "\n".join(line(row, "td") for row in rows)
+    return f"<table><thead>{line(head, 'th')}</thead><tbody>\n{body}\n</tbody></table>"
+
+
+def comparison(metrics):
+    """([(metric, this run, reference, tolerance, unit, status)], [names that are off]) of a metrics.json."""
+    reference, rows = load_reference(), []
+    for key in dict.fromkeys([*metrics["metrics"], *reference["metrics"]]):
+        parameters = metrics["parameters"].get(key[:2])
+        if parameters is None:
+            continue
+        run = SimpleNamespace(
+            number=key[:2],
+            profile=metrics["profile"],
+            seeds=metrics["seeds"],
+            faces=metrics["faces"],
+            parameters=parameters,
+        )
+        entry = metrics["metrics"].get(key)
+        row = compare(key, entry, reference, run)
+        unit = (entry or reference["metrics"][key])["unit"]
+        numbers = ("—" if row[k] is None else f"{row[k]:.4g}" for k in ("value", "reference", "tolerance"))
+        rows.append((key, *numbers, unit, row["status"]))
+    return rows, [row[0] for row in rows if row[-1] == "off"]
+
+
+def as_text(rows):
+    """The comparison as an aligned table for the terminal."""
+    lines = [("metric", "this run", "reference", "tolerance", "unit", ""), *rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(5)]
+    return "\n".join(
+        "  ".join([*(c.ljust(w) for c, w in zip(line, widths)), line[5]]).rstrip() for line in lines
+    )
+
+
+def damaged_files(data):
+    """The names in data/SHA256SUMS whose files are missing or have another checksum."""
+    sums = data / "SHA256SUMS"
+    bad = []
+    for line in sums.read_text(encoding="utf-8").splitlines() if sums.exists() else ():
+        digest, name = line.split(maxsplit=1)
+        path = data / name
+        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+            bad.append(name)
+    return bad

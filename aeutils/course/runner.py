@@ -1,0 +1,194 @@
+"""Running the notebooks into a folder: parameters checked first, then papermill, then the report."""
+
+import ast
+import os
+import re
+import sys
+import time
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+import filelock
+import nbformat
+import papermill
+from nbclient.exceptions import DeadKernelError
+from papermill.exceptions import PapermillExecutionError
+from tqdm import tqdm
+
+from aeutils.course import report
+from aeutils.course.results import MIME, write_json
+from aeutils.course.settings import PARAMETERS, PROFILES, check_parameters, seeds_of
+from aeutils.training import pick_device
+
+NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
+VERSIONS = ("aeutils", "torch", "numpy", "scipy", "scikit-learn", "matplotlib")
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
+
+
+class RunFailed(RuntimeError):
+    """A run that stopped; the message names the notebook and the cell."""
+
+
+class Plan(NamedTuple):
+    notebooks: dict  # path -> its parameters
+    profile: str
+    folder: Path
+    checkpoints: Path
+
+
+def plan(notebooks, profile, overrides, folder, reuse=False):
+    """Everything that can be wrong before anything runs; ValueError in one sentence, and nothing is written."""
+    folder = Path(folder).absolute()
+    paths = sorted(Path(notebooks).glob("[0-9][0-9]_*.ipynb"))
+    if not paths:
+        raise ValueError(
+            f"{notebooks} holds no notebook named like 01_title.ipynb; name the course's folder."
+        )
+    known = {path: defaults(path) for path in paths}
+    for name, value in overrides.items():
+        if not any(name in names for names in known.values()):
+            raise ValueError(f"{name} is no parameter of a notebook; the parameters are {listing(known)}.")
+        if name == "profile":
+            raise ValueError(f"profile is {value!r}; choose the profile with --profile, not with -p.")
+    given = {name: coerce(name, value) for name, value in overrides.items()}
+    weights = {} if reuse else {"checkpoints": str(folder / "checkpoints")}
+    chosen = PROFILES[profile] | {"profile": profile} | weights | given
+    parameters = {}
+    for path, names in known.items():
+        parameters[path] = names | {name: value for name, value in chosen.items() if name in names}
+        check_parameters(parameters[path])
+    if any(part.exists() and not part.is_dir() for part in (folder, *folder.parents)):
+        raise ValueError(f"--output is {str(folder)!r}, which is, or lies in, a file; name a folder.")
+    return Plan(parameters, profile, folder, Path(chosen.get("checkpoints") or folder / "checkpoints"))
+
+
+def defaults(path):
+    """{name: default} of the notebook's parameters cell."""
+    found = papermill.inspect_notebook(str(path))
+    return {name: ast.literal_eval(parameter["default"]) for name, parameter in found.items()}
+
+
+def coerce(name, value):
+    """The text of a command line as the parameter's type; left as it is where it has no such value."""
+    if isinstance(value, str) and PARAMETERS.get(name, (str,))[0] is not str:
+        try:
+            return PARAMETERS[name][0](value)
+        except ValueError:
+            return value
+    return value
+
+
+def listing(known):
+    """The parameters by notebook: "in all: seed, ...; in 02: n_pairs, ..."."""
+    shared = [name for name in next(iter(known.values())) if all(name in names for names in known.values())]
+    groups = {"in all": shared} if len(known) > 1 else {}
+    groups |= {
+        f"in {p.name[:2]}": [n for n in names if n not in groups.get("in all", ())]
+        for p, names in known.items()
+    }
+    return "; ".join(f"{where}: {', '.join(names)}" for where, names in groups.items() if names)
+
+
+def execute(plan, profile=None):
+    """Run the notebooks, write the run folder and return what is in its metrics.json. RunFailed if a cell fails."""
+    folder = plan.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    with only_run_in(folder):
+        for stale in ("metrics.json", "index.html"):
+            (folder / stale).unlink(missing_ok=True)
+        seconds = {}
+        bar = tqdm(plan.notebooks.items(), desc="notebooks", unit="notebook", position=0)
+        for path, parameters in bar:
+            bar.set_postfix_str(path.stem)
+            start = time.monotonic()
+            run_notebook(path, folder / path.name, parameters)
+            seconds[path.stem] = round(time.monotonic() - start, 1)
+        metrics = collect(folder, plan, profile or plan.profile, seconds)
+        write_json(folder / "metrics.json", metrics)
+        report.write(folder)
+    return metrics
+
+
+@contextmanager
+def only_run_in(folder):
+    """Hold the folder's lock, which the system lets go when the process ends, however it ends."""
+    lock = filelock.FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise ValueError(
+            f"another run is writing into {folder}; wait for its end, or name another --output."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def run_notebook(path, output, parameters):
+    """Execute one notebook into `output`, which keeps what ran if a cell fails."""
+    use_own_kernel()
+    quiet = ["--IPKernelApp.log_level=ERROR"]
+    bar = {"desc": f"  {path.stem}", "leave": False, "position": 1}
+    try:
+        papermill.execute_notebook(
+            path,
+            output,
+            parameters,
+            kernel_name="python3",
+            progress_bar=bar,
+            cwd=output.parent,
+            autosave_cell_every=5,
+            extra_arguments=quiet,
+        )
+    except PapermillExecutionError as error:
+        trace = "\n".join(ANSI.sub("", line) for line in error.traceback)
+        raise RunFailed(
+            f"{path.name} failed in cell {error.cell_index + 1} (In [{error.exec_count}]):\n\n{trace}\n\n"
+            f"{error.ename}: {error.evalue}\nThe notebook up to there is kept in {output}."
+        ) from None
+    except DeadKernelError:
+        raise RunFailed(
+            f"{path.name}: the kernel died in cell {last_cell(output)}, perhaps for want of memory. "
+            f"The notebook up to there is kept in {output}; the same command goes on with what is trained so far."
+        ) from None
+
+
+def use_own_kernel():
+    """Let the kernel "python3" be this interpreter's, whatever else the user has installed."""
+    own = str(Path(sys.prefix) / "share" / "jupyter")
+    paths = os.environ.get("JUPYTER_PATH", "").split(os.pathsep)
+    if paths[0] != own:
+        os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, [own, *paths]))
+
+
+def last_cell(path):
+    """The number of the last cell that began to run."""
+    cells = nbformat.read(path, as_version=4).cells
+    return max(
+        (i for i, cell in enumerate(cells, 1) if cell.metadata.get("papermill", {}).get("start_time")),
+        default=0,
+    )
+
+
+def collect(folder, plan, profile, seconds):
+    """The run's metrics.json, from what the notebooks published."""
+    published = []
+    for path in plan.notebooks:
+        for cell in nbformat.read(folder / path.name, as_version=4).cells:
+            published += [out["data"][MIME] for out in cell.get("outputs", ()) if MIME in out.get("data", {})]
+    first = next(iter(plan.notebooks.values()))
+    drawn = any(results["faces"] == "synthetic" for results in published)
+    return {
+        "profile": profile,
+        "seeds": seeds_of(first.get("seed", 0), first.get("n_seeds", 1)),
+        "device": pick_device(first.get("device", "auto")),
+        "versions": {"python": sys.version.split()[0]} | {name: version(name) for name in VERSIONS},
+        "seconds": seconds,
+        "faces": "synthetic" if drawn else "frey",
+        "parameters": {path.name[:2]: parameters for path, parameters in plan.notebooks.items()},
+        "metrics": {key: entry for results in published for key, entry in results["metrics"].items()},
+        "verdicts": {key: entry for results in published for key, entry in results["verdicts"].items()},
+    }

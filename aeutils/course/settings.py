@@ -1,0 +1,202 @@
+"""What the notebooks have in common: their parameters, the profiles, and the headline models' configurations."""
+
+from pathlib import Path
+
+import pooch
+
+from aeutils.training import SHIPPED, AutoencoderConfig, VAEConfig, load_or_train, pick_device
+
+VALIDATION = 5000  # the last training images never train a model: they choose lam
+
+PROFILES = {  # parameters that a profile overrides, in every notebook that has them
+    "reference": {},
+    "full": {"n_seeds": 3},
+    "quick": {
+        "n_train": 2048,
+        "n_test": 1000,
+        "epochs": 1,
+        "latent_dim": 32,
+        "n_interval_pairs": 100,
+        "n_tsne": 1000,
+        "n_svm": 1000,
+        "n_noisy": 300,
+        "face_epochs": 2,
+        "iwae_samples": 10,
+    },
+}
+
+PARAMETERS = {  # name: (type, smallest, largest, an example) or (str, allowed values)
+    "profile": (str, tuple(PROFILES)),
+    "seed": (int, 0, 2**31 - 1, 0),
+    "n_seeds": (int, 1, 100, 5),
+    "device": (str, ("auto", "cpu", "cuda", "mps")),
+    "checkpoints": (str, None),
+    "latent_dim": (int, 2, 4096, 256),
+    "lam_sae": (float, 0, 1000, 0.1),
+    "lam_cae": (float, 0, 1000, 0.01),
+    "epochs": (int, 1, 1000, 4),
+    "n_train": (int, 256, 60000 - VALIDATION, 60000 - VALIDATION),
+    "n_test": (int, 300, 10000, 10000),
+    "n_pairs": (int, 1, 100, 20),
+    "n_interval_pairs": (int, 2, 5000, 1000),
+    "pair_seed": (int, 0, 2**31 - 1, 0),
+    "perplexity": (float, 2, 1000, 30.0),
+    "n_tsne": (int, 100, 10000, 10000),
+    "n_svm": (int, 200, 60000, 20000),
+    "noise_seed": (int, 0, 2**31 - 1, 0),
+    "n_noisy": (int, 100, 10000, 2000),
+    "faces": (str, ("auto", "frey", "synthetic")),
+    "split": (str, ("random", "blocks")),
+    "split_seed": (int, 0, 2**31 - 1, 0),
+    "face_latent_dim": (int, 1, 560, 20),
+    "face_epochs": (int, 1, 10000, 150),
+    "beta": (float, 0, 1000, 1.0),
+    "n_samples": (int, 1, 1024, 64),
+    "iwae_samples": (int, 1, 100000, 500),
+}
+
+
+def check_parameters(values):
+    """Raise ValueError at the first of the values {name: value} that is not allowed, saying what is."""
+    for name, value in values.items():
+        if name not in PARAMETERS:
+            raise ValueError(f"{name} is no parameter; the parameters are {', '.join(PARAMETERS)}.")
+        kind, *allowed = PARAMETERS[name]
+        if kind is str:
+            check_text(name, value, *allowed)
+            continue
+        smallest, largest, example = allowed
+        right = isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
+        if not right or not smallest <= value <= largest:
+            noun = "a number" if kind is float else "an integer"
+            raise ValueError(
+                f"{name} is {value!r}; it must be {noun} from {smallest} to {largest}, such as {example}."
+            )
+    for small, large, times in (
+        ("n_tsne", "n_test", 1),
+        ("n_noisy", "n_test", 1),
+        ("perplexity", "n_tsne", 3),
+    ):
+        if small in values and large in values and times * values[small] > values[large]:
+            most = "a third of " if times == 3 else ""
+            raise ValueError(
+                f"{small} is {values[small]!r}; it must be at most {most}{large}, which is {values[large]!r}, "
+                f"so lower {small} or raise {large}."
+            )
+
+
+def check_text(name, value, allowed):
+    if not isinstance(value, str):
+        raise ValueError(
+            f"{name} is {value!r}; it must be {'one of ' + ', '.join(allowed) if allowed else 'text'}."
+        )
+    if allowed and value not in allowed:
+        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}.")
+    if name == "device":
+        pick_device(value)
+    if name == "checkpoints" and value and Path(value).exists() and not Path(value).is_dir():
+        raise ValueError(f"checkpoints is {value!r}, which is no folder; name a folder, or leave it empty.")
+
+
+def seeds_of(seed, n_seeds):
+    """The training seeds of a run."""
+    return list(range(seed, seed + n_seeds))
+
+
+def folders_for(checkpoints):
+    """Where weights are looked for; they are trained into the last. "": the shipped ones, then the user's cache."""
+    if checkpoints:
+        return [Path(checkpoints)]
+    return [SHIPPED, Path(pooch.os_cache("aeutils")) / "checkpoints"]
+
+
+def digit_configs(*, seed, latent_dim, lam_sae, lam_cae, epochs):
+    """{"ae", "sae", "cae"}: the same everything but the penalty."""
+    common = {"latent_dim": latent_dim, "epochs": epochs, "seed": seed}
+    return {
+        "ae": AutoencoderConfig(**common),
+        "sae": AutoencoderConfig(penalty="l1", lam=lam_sae, **common),
+        "cae": AutoencoderConfig(penalty="contractive", lam=lam_cae, **common),
+    }
+
+
+def digit_models(
+    names, *, seeds, latent_dim, lam_sae, lam_cae, epochs, n_train, checkpoints, device, images, progress=True
+):
+    """{name: [Trained, one a seed]} for names of digit_configs, reloaded or trained.
+
+    `images` are all 60,000 training images: the first n_train train, the last 5,000 validate.
+    """
+    train, val, folders = images[:n_train], images[-VALIDATION:], folders_for(checkpoints)
+    models = {name: [] for name in names}
+    for seed in seeds:
+        configs = digit_configs(
+            seed=seed, latent_dim=latent_dim, lam_sae=lam_sae, lam_cae=lam_cae, epochs=epochs
+        )
+        for name in names:
+            models[name].append(
+                load_or_train(configs[name], train, val, folders=folders, device=device, progress=progress)
+            )
+    return models
+
+
+def face_configs(*, seed, face_latent_dim, face_epochs, beta, data):
+    """{"vae", "ae"}: the VAE of notebook 04 and the plain autoencoder of the same widths and budget.
+
+    `data` names the images and their split, such as "frey/random-0": without the images it is all that tells
+    one checkpoint from another.
+    """
+    vae = VAEConfig(latent_dim=face_latent_dim, beta=beta, data=data, epochs=face_epochs, seed=seed)
+    plain = AutoencoderConfig(
+        latent_dim=face_latent_dim,
+        code="linear",
+        widths=vae.widths,
+        data=data,
+        epochs=face_epochs,
+        batch_size=vae.batch_size,
+        seed=seed,
+    )
+    return {"vae": vae, "ae": plain}
+
+
+def face_models(
+    names,
+    *,
+    seeds,
+    face_latent_dim,
+    face_epochs,
+    beta,
+    faces,
+    split,
+    split_seed,
+    checkpoints,
+    device,
+    train_images,
+    val_images,
+    progress=True,
+):
+    """{name: [Trained, one a seed]} for names of face_configs, reloaded or trained.
+
+    `faces` is "frey" or "synthetic". With train_images None the weights must be there (FileNotFoundError).
+    """
+    models = {name: [] for name in names}
+    for seed in seeds:
+        configs = face_configs(
+            seed=seed,
+            face_latent_dim=face_latent_dim,
+            face_epochs=face_epochs,
+            beta=beta,
+            data=f"{faces}/{split}-{split_seed}",
+        )
+        for name in names:
+            models[name].append(
+                load_or_train(
+                    configs[name],
+                    train_images,
+                    val_images,
+                    folders=folders_for(checkpoints),
+                    device=device,
+                    progress=progress,
+                )
+            )
+    return models

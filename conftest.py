@@ -1,0 +1,19 @@
+"""What nbval compares: text that a cell prints, but neither progress bars, tables nor published figures."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+
+
+def pytest_configure(config):
+    if not config.getoption("nbval_sanitize_with", None):
+        config.option.nbval_sanitize_with = str(ROOT / "tests" / "sanitize.cfg")
+
+
+def pytest_collectstart(collector):
+    if getattr(collector, "skip_compare", None):
+        collector.skip_compare += (
+            "stderr",
+            "text/html",
+            "application/vnd.aeutils.results+json",
+        )

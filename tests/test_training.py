@@ -1,0 +1,278 @@
+"""Training learns, is reproducible bit for bit, resumes, and takes a checkpoint only if it is the right one."""
+
+import dataclasses
+import json
+import math
+import random
+
+import pytest
+import torch
+
+from aeutils import training
+from aeutils.losses import gaussian_kl, jacobian_frobenius, l1_sparsity, reconstruction_loss
+from aeutils.training import (
+    AutoencoderConfig,
+    TrainingFailed,
+    VAEConfig,
+    checkpoint_path,
+    fit,
+    load_or_train,
+    one_cycle,
+    pick_device,
+    read_checkpoint,
+)
+
+SMALL = AutoencoderConfig(latent_dim=8, widths=(4, 4, 8), epochs=3, batch_size=32, lr=5e-3)
+FACES = VAEConfig(latent_dim=4, widths=(4, 8, 8), epochs=3, batch_size=16)
+
+
+def squares(n, size=(28, 28), seed=0):
+    """Bright squares at random places, in 8-bit greys."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.zeros(n, 1, *size)
+    for image in x:
+        top, left = (torch.randint(0, s - 8, (), generator=generator).item() for s in size)
+        image[0, top : top + 8, left : left + 8] = torch.randint(100, 256, (), generator=generator) / 255
+    return x
+
+
+@pytest.fixture(scope="module")
+def images():
+    return squares(128)
+
+
+def same_weights(a, b):
+    return all(torch.equal(v, b.state_dict()[k]) for k, v in a.state_dict().items())
+
+
+def quiet(config, images, **kw):
+    return fit(config, images, progress=False, **kw)
+
+
+def test_training_learns(images):
+    _, history = quiet(dataclasses.replace(SMALL, epochs=12), images, val_images=squares(32, seed=1))
+    assert history[-1]["mse"] < 0.5 * history[0]["mse"] and history[-1]["val"] < 0.5 * history[0]["val"]
+
+
+def test_the_seed_determines_the_weights(images):
+    first, again = quiet(SMALL, images)[0], quiet(SMALL, images)[0]
+    other = quiet(dataclasses.replace(SMALL, seed=1), images)[0]
+    assert same_weights(first, again) and not same_weights(first, other)
+
+
+@pytest.mark.parametrize(
+    ("penalty", "lam", "measure"),
+    [
+        ("l1", 10.0, lambda m, x: l1_sparsity(m.encode(x))),
+        ("contractive", 0.3, lambda m, x: jacobian_frobenius(m.encode, x).mean()),
+    ],
+)
+def test_a_penalty_lowers_what_it_penalises(images, penalty, lam, measure):
+    config = dataclasses.replace(SMALL, epochs=10)
+    plain = quiet(config, images)[0]
+    penalised = quiet(dataclasses.replace(config, penalty=penalty, lam=lam), images)[0]
+    assert measure(penalised, images) < 0.7 * measure(plain, images)
+
+
+def test_the_loss_is_the_error_plus_lam_times_the_penalty(images):
+    config = dataclasses.replace(SMALL, penalty="l1", lam=0.7)
+    torch.manual_seed(0)
+    model = config.build((28, 28)).eval()
+    loss, terms = config.loss(model, images, torch.Generator())
+    x_hat, h, _ = model.reconstruct(images)
+    assert loss.item() == pytest.approx(
+        (reconstruction_loss(x_hat, images) + 0.7 * l1_sparsity(h)).item(), rel=1e-5
+    )
+    assert terms["mse"].item() == pytest.approx((x_hat - images).square().mean().item(), rel=1e-5)
+
+
+def test_kl_sparsity_trains_sigmoid_codes(images):
+    config = dataclasses.replace(SMALL, penalty="kl", code="sigmoid", lam=5.0, rho=0.1, epochs=12)
+    model, _ = quiet(config, images)
+    assert abs(model.encode(images).mean().item() - 0.1) < 0.1
+
+
+def test_a_denoising_autoencoder_sees_noise_and_is_asked_for_the_clean_image(images):
+    config = dataclasses.replace(SMALL, penalty="denoising", lam=0.3)
+    torch.manual_seed(0)
+    model = config.build((28, 28)).eval()
+    loss, _ = config.loss(model, images, torch.Generator().manual_seed(1))
+    noisy = training.corrupt(images, "gaussian", 0.3, generator=torch.Generator().manual_seed(1))
+    assert loss.item() == pytest.approx(reconstruction_loss(model(noisy), images).item(), rel=1e-5)
+
+
+def test_the_vae_loss_is_in_nats_and_beta_weighs_the_kl():
+    x = squares(16, (28, 20))
+    torch.manual_seed(0)
+    model = FACES.build((28, 20)).eval()
+    terms = []
+    for beta in (1.0, 4.0):
+        config = dataclasses.replace(FACES, beta=beta)
+        loss, parts = config.loss(model, x, torch.Generator().manual_seed(1))
+        assert loss.item() == pytest.approx(
+            parts["reconstruction"].item() + beta * parts["kl"].item(), rel=1e-5
+        )
+        terms.append(parts)
+    assert terms[0]["kl"].item() == pytest.approx(gaussian_kl(*model.encode(x)).mean().item(), rel=1e-5)
+    assert terms[0]["reconstruction"] == terms[1]["reconstruction"]
+
+
+@pytest.mark.parametrize("config", [SMALL, FACES], ids=["autoencoder", "vae"])
+def test_an_interrupted_training_resumes_to_the_same_bits(config, tmp_path, monkeypatch):
+    x = squares(64, (28, 28) if config is SMALL else (28, 20))
+    val = x[:16]
+    whole, history = quiet(config, x, val_images=val)
+    monkeypatch.setattr(training, "SAVE_SECONDS", 0)
+    save, resume = training.save_resume, tmp_path / "training.resume"
+    calls = []
+
+    def save_and_die(*arguments):
+        save(*arguments)
+        calls.append(1)
+        if len(calls) < 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "save_resume", save_and_die)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            quiet(config, x, val_images=val, resume=resume)
+    resumed, resumed_history = quiet(config, x, val_images=val, resume=resume)
+    assert len(calls) >= 2 and same_weights(whole, resumed) and history == resumed_history
+
+
+def test_a_resume_file_of_another_training_is_refused(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "SAVE_SECONDS", 0)
+    resume = tmp_path / "training.resume"
+    quiet(SMALL, images, resume=resume)
+    with pytest.raises(ValueError, match="belongs to another training"):
+        quiet(dataclasses.replace(SMALL, seed=9), images, resume=resume)
+
+
+def test_load_or_train_trains_once_and_reloads_the_same_weights(images, tmp_path):
+    first = load_or_train(SMALL, images, images[:32], folders=[tmp_path], progress=False)
+    again = load_or_train(SMALL, images, images[:32], folders=[tmp_path], progress=False)
+    assert not first.reused and again.reused
+    assert same_weights(first.model, again.model) and first.history == again.history
+    assert [p.suffix for p in tmp_path.iterdir()] == [".safetensors"]
+
+
+def test_a_checkpoint_of_another_config_or_other_data_is_not_taken(images, tmp_path):
+    load_or_train(SMALL, images, folders=[tmp_path], progress=False)
+    other = dataclasses.replace(SMALL, lr=4e-3)
+    assert not load_or_train(other, images, folders=[tmp_path], progress=False).reused
+    checkpoint_path(SMALL, tmp_path).rename(checkpoint_path(dataclasses.replace(SMALL, seed=5), tmp_path))
+    assert not load_or_train(
+        dataclasses.replace(SMALL, seed=5), images, folders=[tmp_path], progress=False
+    ).reused
+    assert not load_or_train(SMALL, squares(128, seed=4), folders=[tmp_path], progress=False).reused
+
+
+def test_without_images_only_a_checkpoint_will_do(images, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+        load_or_train(SMALL, None, folders=[tmp_path], progress=False)
+    load_or_train(SMALL, images, folders=[tmp_path], progress=False)
+    assert load_or_train(SMALL, None, folders=[tmp_path], progress=False).reused
+
+
+def test_every_one_of_100_corruptions_of_a_checkpoint_is_found(images, tmp_path):
+    load_or_train(SMALL, images, folders=[tmp_path], progress=False)
+    path = checkpoint_path(SMALL, tmp_path)
+    sound, draw = path.read_bytes(), random.Random(0)
+    for trial in range(100):
+        data = bytearray(sound)
+        if trial % 4 == 0:
+            data = data[: draw.randrange(len(data))]
+        else:
+            data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match="damaged"):
+            read_checkpoint(path)
+    path.write_bytes(sound)
+    assert json.loads(read_checkpoint(path)[1]["config"])["seed"] == 0
+
+
+def test_a_full_disk_leaves_nothing_half_written(images, tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(training.os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        load_or_train(SMALL, images, folders=[tmp_path], progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nan_stops_the_training_and_names_the_step(images):
+    with pytest.raises(TrainingFailed, match=r"step \d+ of epoch \d+"):
+        quiet(dataclasses.replace(SMALL, lr=1e30), images)
+
+
+def test_a_collapsed_model_is_an_error(images, monkeypatch):
+    monkeypatch.setattr(training, "one_cycle", lambda step, steps, peak: 0.0)
+    config = dataclasses.replace(SMALL, epochs=1)
+    build = AutoencoderConfig.build
+
+    def blind(self, size):
+        model = build(self, size)
+        torch.nn.init.zeros_(model.decoder.dense.weight)
+        return model
+
+    monkeypatch.setattr(AutoencoderConfig, "build", blind)
+    with pytest.raises(TrainingFailed, match="collapsed"):
+        quiet(config, images)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.rand(64, 28, 28), "shape"),
+        (torch.rand(64, 3, 28, 28), "shape"),
+        (2 * torch.rand(64, 1, 28, 28), r"\[0, 1\]"),
+        (torch.rand(64, 1, 28, 28) - 1, r"\[0, 1\]"),
+        (torch.full((64, 1, 28, 28), math.nan), r"\[0, 1\]"),
+        (torch.full((64, 1, 28, 28), 0.5), "constant"),
+        (torch.rand(8, 1, 28, 28), "fewer than one batch"),
+    ],
+)
+def test_images_that_cannot_be_trained_on_are_refused(images, message):
+    with pytest.raises(ValueError, match=message):
+        quiet(SMALL, images)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"penalty": "lasso"}, {"lam": -1}, {"epochs": 0}, {"batch_size": 0}, {"lr": 0.0}, {"code": "tanh"}],
+)
+def test_settings_that_make_no_sense_are_refused(setting):
+    with pytest.raises(ValueError, match=next(iter(setting))):
+        dataclasses.replace(SMALL, **setting).build((28, 28))
+
+
+@pytest.mark.parametrize("setting", [{"latent_dim": 0}, {"beta": -1.0}])
+def test_vae_settings_that_make_no_sense_are_refused(setting):
+    with pytest.raises(ValueError, match=next(iter(setting))):
+        VAEConfig(**setting)
+
+
+def test_an_unknown_setting_is_an_error():
+    with pytest.raises(TypeError, match="momentum"):
+        AutoencoderConfig(momentum=0.9)
+
+
+def test_an_unknown_device_is_refused():
+    with pytest.raises(ValueError, match="device is 'tpu'"):
+        pick_device("tpu")
+
+
+def test_one_cycle_rises_to_the_peak_and_falls_to_zero():
+    rates = [one_cycle(step, 100, 0.5) for step in range(100)]
+    assert max(rates) == pytest.approx(0.5, rel=0.01) and rates.index(max(rates)) in (28, 29, 30)
+    assert rates[0] < 0.02 and rates[-1] == pytest.approx(0, abs=1e-9)
+    assert all(a <= b for a, b in zip(rates[:29], rates[1:30])) and all(
+        a >= b for a, b in zip(rates[30:], rates[31:])
+    )
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+def test_training_runs_on_cuda(images):
+    model, _ = quiet(SMALL, images, device="cuda")
+    assert next(model.parameters()).is_cuda
