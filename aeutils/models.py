@@ -16,7 +16,7 @@ def conv_block(c_in, c_out, norm=False, dropout=0.0):
         layers += [nn.Conv2d(c, c_out, 3, padding=1)]
         layers += [nn.GroupNorm(1, c_out)] if norm else []
         layers += [nn.ReLU()]
-    return nn.Sequential(*layers, *([nn.Dropout2d(dropout)] if dropout else []))
+    return nn.Sequential(*layers, *([nn.Dropout(dropout)] if dropout else []))
 
 
 def initialise(module):
@@ -149,7 +149,7 @@ class Autoencoder(nn.Module):
 
     def batch_stats(self, a, momentum=0.1):
         """(m, s) of the batch; the running mean and standard deviation move towards them by `momentum`."""
-        m, s = a.mean(0), (a.var(0) + 1e-6).sqrt()
+        m, s = a.mean(0), (a.var(0, correction=0) + 1e-6).sqrt()
         self.running_mean = self.running_mean.lerp(m.detach(), momentum)
         self.running_std = self.running_std.lerp(s.detach(), momentum)
         return m, s

@@ -19,6 +19,7 @@ from .losses import contractive_penalty, kl_sparsity, l1_sparsity, negative_elbo
 from .models import VAE, Autoencoder
 
 FORMAT = "1"
+WARM_UP = 0.5  # share of the steps over which lam rises from 0: a penalty on an untrained code kills units
 SAVE_SECONDS = 5  # between two writes of the resume file
 PENALTIES = ("none", "l1", "kl", "contractive", "denoising")
 SHIPPED = Path(__file__).resolve().parent.parent / "data" / "checkpoints"
@@ -30,7 +31,7 @@ class TrainingFailed(RuntimeError):
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """All that determines an autoencoder's weights. The loss is ||x_hat - x||^2 + lam * penalty.
+    """All that determines an autoencoder's weights. The loss is ||x_hat - x||^2 + lam * penalty; lam rises from 0 at first.
 
     `penalty`: none, l1 (on h), kl (target rho, sigmoid codes), contractive (||dh/dx||_F^2, one probe on a quarter of
     the batch), denoising (the input gets Gaussian noise of standard deviation lam, the target does not).
@@ -61,7 +62,7 @@ class AutoencoderConfig:
     def build(self, size):
         return Autoencoder(self.latent_dim, self.widths, self.code, size, self.skips)
 
-    def loss(self, model, x, generator):
+    def loss(self, model, x, generator, progress=1.0):
         """(loss, {"mse", "penalty"}) of one batch."""
         noisy = self.penalty == "denoising"
         x_hat, h, stats = model.reconstruct(
@@ -79,7 +80,8 @@ class AutoencoderConfig:
             penalty = contractive_penalty(lambda x: model.encode(x, stats), share, generator=generator)
         else:
             return error, {"mse": error.detach() / x[0].numel()}
-        return error + self.lam * penalty, {"mse": error.detach() / x[0].numel(), "penalty": penalty.detach()}
+        lam = self.lam * min(1.0, progress / WARM_UP)
+        return error + lam * penalty, {"mse": error.detach() / x[0].numel(), "penalty": penalty.detach()}
 
     def score(self, model, x, generator):
         """Mean squared error a pixel, summed over the batch; the lower the better."""
@@ -115,7 +117,7 @@ class VAEConfig:
     def build(self, size):
         return VAE(self.latent_dim, self.widths, size, self.dropout, self.input_noise)
 
-    def loss(self, model, x, generator):
+    def loss(self, model, x, generator, progress=1.0):
         """(loss, {"reconstruction", "kl"}) of one batch, in nats an image."""
         reconstruction, kl = (term.mean() for term in negative_elbo(model, x, generator=generator))
         return reconstruction + self.beta * kl, {"reconstruction": reconstruction.detach(), "kl": kl.detach()}
@@ -176,11 +178,12 @@ def fit(config, images, val_images=None, *, resume=None, device="auto", progress
         model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
     )
     per_epoch = math.ceil(len(images) / config.batch_size)
+    steps = config.epochs * per_epoch
     history, saved = [], time.monotonic()
     if resume is not None and Path(resume).exists():
         history = load_resume(resume, config, model, optimiser, images)
     bar = tqdm(
-        total=config.epochs * per_epoch, initial=len(history) * per_epoch, disable=not progress, leave=False
+        total=steps, initial=len(history) * per_epoch, disable=not progress, leave=False
     )
     for epoch in range(len(history), config.epochs):
         torch.manual_seed(epoch_seed(config.seed, epoch))  # dropout and input noise
@@ -190,11 +193,12 @@ def fit(config, images, val_images=None, *, resume=None, device="auto", progress
         )
         sums, model = {}, model.train()
         for i, index in enumerate(order.split(config.batch_size)):
+            step = epoch * per_epoch + i
             x = images[index].to(device).contiguous(memory_format=torch.channels_last)
             for group in optimiser.param_groups:
-                group["lr"] = one_cycle(epoch * per_epoch + i, config.epochs * per_epoch, config.lr)
+                group["lr"] = one_cycle(step, steps, config.lr)
             with autocast(device):
-                loss, terms = config.loss(model, x, generator)
+                loss, terms = config.loss(model, x, generator, step / steps)
             if not torch.isfinite(loss):
                 bar.close()
                 raise TrainingFailed(

@@ -63,7 +63,7 @@ def test_the_seed_determines_the_weights(images):
 @pytest.mark.parametrize(
     ("penalty", "lam", "measure"),
     [
-        ("l1", 10.0, lambda m, x: l1_sparsity(m.encode(x))),
+        ("l1", 20.0, lambda m, x: l1_sparsity(m.encode(x))),
         ("contractive", 0.3, lambda m, x: jacobian_frobenius(m.encode, x).mean()),
     ],
 )

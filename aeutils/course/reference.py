@@ -54,7 +54,8 @@ def face_tasks(parameters):
             names = ("face_latent_dim", "face_epochs", "beta")
             data = f"{source}/{parameters['split']}-{parameters['split_seed']}"
             configs = face_configs(seed=seed, data=data, **{name: parameters[name] for name in names})
-            yield f"vae {source}", configs["vae"], images[split.train], images[split.val]
+            for name, config in configs.items():
+                yield f"{name} {source}", config, images[split.train], images[split.val]
 
 
 def record():

@@ -3,8 +3,11 @@
 import hashlib
 import json
 import re
+import shutil
 from base64 import b64decode
 from html import escape
+from importlib.util import find_spec
+from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
@@ -15,7 +18,15 @@ from pygments.formatters import HtmlFormatter
 
 from aeutils.course.results import compare, in_words, load_reference
 
+FONT = "math.ttf"
+PLAIN = (  # what latex2mathml does not know, as what it does
+    (r"\{(aligned|equation\*?|gathered)\}", "{align*}"),
+    (r"\\[lr]Vert\b", r"\\|"),
+    (r"\\[lr]vert\b", "|"),
+    (r"\\operatorname\*", r"\\operatorname"),
+)
 STYLE = """
+@font-face { font-family: "STIX Two Math"; src: local("STIX Two Math"), url("FONT") }
 :root { color-scheme: light }
 body { font: 16px/1.55 system-ui, sans-serif; color: #1b1b1b; max-width: 62rem; margin: 0 auto 4rem; padding: 0 1.2rem }
 h1, h2, h3 { line-height: 1.25; margin-top: 1.8em }
@@ -24,8 +35,10 @@ img { max-width: 100%; height: auto } figure { margin: 1.2rem 0 } figcaption { f
 pre, code { font: .84rem/1.45 ui-monospace, Menlo, Consolas, monospace }
 pre { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere }
 .highlight { background: #f5f6f7; border-left: 3px solid #ccd; padding: .6rem .8rem; margin: .8rem 0 .4rem }
-.output_stream, .output_text { padding: .2rem .9rem } .output_stderr { color: #777 } .output_error { background: #fdecea }
-.prompt { display: none } math[display=block] { margin: .8em 0; overflow-x: auto }
+.output_stream, .output_text { padding: .2rem .9rem } .output_stderr { color: #777 }
+.output_error { background: #fdecea }
+.prompt { display: none } math[display=block] { margin: .8em 0 } math { font-family: "STIX Two Math", math }
+mtd { padding: .2em .1em } mtd[columnalign=right] { text-align: right } mtd[columnalign=left] { text-align: left }
 table { border-collapse: collapse; margin: .8rem 0; font-size: .92rem; display: block; overflow-x: auto }
 th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; text-align: left; font-variant-numeric: tabular-nums }
 details { border: 1px solid #ddd; border-radius: 4px; padding: .4rem .9rem; margin: .6rem 0 }
@@ -49,8 +62,11 @@ class Renderer(IPythonRenderer):
 
 def mathml(latex, display):
     """A formula as MathML; as its source where it cannot be converted."""
+    source = latex.strip()
+    for pattern, plain in PLAIN:
+        source = re.sub(pattern, plain, source)
     try:
-        return to_mathml(latex.strip(), display=display)
+        return to_mathml(source, display=display)
     except Exception:  # latex2mathml raises what its parser runs into
         return f"<code>{escape(latex)}</code>"
 
@@ -65,6 +81,9 @@ def write(folder):
     (folder / "figures").mkdir(exist_ok=True)
     for old in (folder / "figures").glob("figure_*.png"):
         old.unlink()
+    shutil.copyfile(
+        Path(find_spec("ziamath").origin).with_name("fonts") / "STIXTwoMath-Regular.ttf", folder / FONT
+    )
     chapters = []
     for path in sorted(folder.glob("[0-9][0-9]_*.ipynb")):
         notebook = nbformat.read(path, as_version=4)
@@ -117,7 +136,7 @@ def strip_widgets(notebook):
 
 
 def page(title, body):
-    style = STYLE + HtmlFormatter().get_style_defs(".highlight")
+    style = STYLE.replace("FONT", FONT) + HtmlFormatter().get_style_defs(".highlight")
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width">\n'

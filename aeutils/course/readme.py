@@ -1,0 +1,87 @@
+"""The README's results and pictures, written from the reference run so that no figure there is typed."""
+
+import shutil
+
+from aeutils.course.results import load_reference
+from aeutils.data import DATA
+
+README = DATA.parent / "README.md"
+PICTURES = DATA.parent / "notebooks" / "pictures"
+CHOSEN = {"01": "1.20", "02": "2.1", "03": "3.7", "04": "4.14"}  # the figure that stands for each notebook
+
+CODES = {  # row: (metric of notebooks 01 to 03, decimals)
+    "test MSE": ("01.{}.test_mse", 5),
+    "share of active units": ("01.{}.active_share", 3),
+    "squared Jacobian norm over code variance": ("01.{}.jacobian_over_variance", 2),
+    "within- over between-class scatter": ("02.{}.scatter_ratio", 3),
+    "5-NN accuracy": ("02.{}.knn5", 4),
+    "PSNR of the two blends, dB": ("02.{}.psnr_db", 1),
+    "relative latent L2 of the two blends": ("02.{}.relative_l2", 3),
+    "logistic regression, clean": ("03.{}.logreg_accuracy", 4),
+    "SVM, clean": ("03.{}.svm_accuracy", 4),
+    "SVM, noise of standard deviation 0.3": ("03.{}.svm_accuracy.gaussian_0.3", 3),
+}
+FACE = {
+    "−ELBO, bits/dim": ("04.vae.neg_elbo_bits", 3),
+    "importance-weighted bound, bits/dim": ("04.vae.iwae_bits", 3),
+    "reconstruction PSNR, dB": ("04.vae.psnr_db", 1),
+    "active units of 20": ("04.vae.active_units", 1),
+}
+
+
+def figure(entry, decimals):
+    """ "mean [low, high]", or a dash where the reference run has no such metric."""
+    if entry is None:
+        return "–"
+    interval = entry["ci95"]
+    ends = f" [{interval[0]:.{decimals}f}, {interval[1]:.{decimals}f}]" if interval else ""
+    return f"{entry['value']:.{decimals}f}{ends}"
+
+
+def results_tables(reference):
+    """The Markdown between the README's markers."""
+    metrics, lines = reference["metrics"], []
+    lines += ["| digits | AE | SAE | CAE |", "| --- | --- | --- | --- |"]
+    for row, (key, decimals) in CODES.items():
+        cells = (figure(metrics.get(key.format(model)), decimals) for model in ("ae", "sae", "cae"))
+        lines.append(f"| {row} | {' | '.join(cells)} |")
+    lines += ["", "| faces, random split | VAE, 20 units |", "| --- | --- |"]
+    lines += [f"| {row} | {figure(metrics.get(key), decimals)} |" for row, (key, decimals) in FACE.items()]
+    lines += ["", "| claim of the course | contrast | effect | 95 % interval | seeds | verdict |"]
+    lines += ["| --- | --- | --- | --- | --- | --- |"]
+    for name, found in sorted(reference["verdicts"].items()):
+        interval = "[{:.3g}, {:.3g}]".format(*found["ci95"]) if found["ci95"] else "–"
+        row = (
+            f"{name}: {found['claim']}",
+            found["contrast"],
+            f"{found['effect']:.3g}",
+            interval,
+            str(found["n"]),
+        )
+        lines.append(f"| {' | '.join(row)} | **{found['verdict']}** |")
+    return "\n".join(lines)
+
+
+def between(text, name, content):
+    """`text` with what stands between the markers `name` replaced."""
+    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    head, rest = text.split(start)
+    return f"{head}{start}\n{content}\n{end}{rest.split(end)[1]}"
+
+
+def pictures(folder):
+    """Copy the chosen figures of a run folder beside the notebooks; return the Markdown that shows them."""
+    PICTURES.mkdir(exist_ok=True)
+    lines = []
+    for notebook, number in CHOSEN.items():
+        shutil.copyfile(folder / "figures" / f"figure_{number}.png", PICTURES / f"notebook_{notebook}.png")
+        lines.append(
+            f"![Figure {number} of notebook {notebook}](notebooks/pictures/notebook_{notebook}.png)\n"
+        )
+    return "\n".join(lines)
+
+
+def write_readme(folder):
+    """Rewrite the README's results from data/reference.json and its pictures from the run folder's figures."""
+    text = between(README.read_text(encoding="utf-8"), "results", results_tables(load_reference()))
+    README.write_text(between(text, "pictures", pictures(folder)), encoding="utf-8")

@@ -1,0 +1,233 @@
+"""The command line: what it refuses, before anything is written, and what a run leaves behind."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+
+import nbformat
+import pytest
+
+import aeutils.__main__
+from aeutils.course import cli, results, runner
+from aeutils.course.settings import PARAMETERS
+from conftest import make_notebook, publish
+
+
+def snapshot(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def refused(capsys, folder, *arguments):
+    """The one sentence with which these arguments are refused; status 2, nothing written."""
+    before = snapshot(folder)
+    assert cli.command_line(list(arguments)) == 2
+    out, err = capsys.readouterr()
+    assert snapshot(folder) == before
+    assert re.fullmatch(r"Error: [^\n]+\n", err) and "Traceback" not in out + err
+    return err
+
+
+def bad_values():
+    """(name, value) of every parameter: wrong types, and just out of range."""
+    for name, (kind, *allowed) in PARAMETERS.items():
+        if kind is str:
+            values = ("", "other", "3") if allowed[0] else (__file__,)
+        else:
+            smallest, largest, _ = allowed
+            values = ("abc", "", "nan", "None", "[1]", str(smallest - 1), str(largest + 1))
+            values += ("1.5", "True", "0x10", "1e400") if kind is int else ("inf", "-inf", "1,5")
+        yield from ((name, value) for value in values if name != "profile")
+
+
+@pytest.fixture
+def all_parameters(course):
+    """A course of one notebook that has every parameter."""
+    lines = []
+    for name, (kind, *allowed) in PARAMETERS.items():
+        default = allowed[2] if kind is not str else allowed[0][0] if allowed[0] else ""
+        lines.append(f"{name}: {kind.__name__} = {default!r}  # help\n")
+    make_notebook(course / "01_all.ipynb", parameters="".join(lines))
+    return course
+
+
+def test_every_parameter_refuses_every_bad_value(all_parameters, capsys):
+    for name, value in bad_values():
+        start = ("run", "--notebooks", str(all_parameters), "-p", name, value)
+        sentence = refused(capsys, all_parameters.parent, *start)
+        assert name in sentence and repr(value).strip("'") in sentence, sentence
+        assert "must be" in sentence or "can be" in sentence or "name a folder" in sentence, sentence
+
+
+@pytest.mark.parametrize("name", ["lr", "Seed", "latent_dims", "", "seed "])
+def test_an_unknown_parameter_is_refused_with_the_known_ones(all_parameters, capsys, name):
+    sentence = refused(
+        capsys, all_parameters.parent, "run", "--notebooks", str(all_parameters), "-p", name, "1"
+    )
+    assert all(known in sentence for known in PARAMETERS)
+
+
+def test_known_parameters_are_listed_by_notebook(course):
+    known = {
+        course / "01_a.ipynb": {"seed": 0, "epochs": 4},
+        course / "02_b.ipynb": {"seed": 0, "n_pairs": 20},
+        course / "03_c.ipynb": {"seed": 0},
+    }
+    assert runner.listing(known) == "in all: seed; in 01: epochs; in 02: n_pairs"
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["run", "--profile", "fast"], "'quick', 'full'"),
+        (["run", "--profile", "reference"], "'quick', 'full'"),
+        (["run", "--profile"], "--profile"),
+        (["run", "--bogus"], "--bogus"),
+        (["run", "extra"], "extra"),
+        (["run", "-p", "seed"], "-p"),
+        (["run", "-p", "profile", "quick"], "--profile"),
+        (["run", "-p", "n_tsne", "9000", "-p", "n_test", "5000"], "n_tsne is 9000"),
+        (["run", "-p", "perplexity", "40", "-p", "n_tsne", "100"], "perplexity is 40.0"),
+        (["run", "--notebooks", "nowhere"], "nowhere"),
+        (["run", "--output", "a-file"], "a-file"),
+        (["run", "--output", "a-file/inside"], "a-file"),
+        (["walk"], "walk"),
+        (["report"], "DIR"),
+        (["report", "nowhere"], "nowhere"),
+        (["reference", "--all"], "--all"),
+    ],
+)
+def test_bad_options_are_refused(all_parameters, capsys, arguments, said):
+    (all_parameters.parent / "a-file").touch()
+    if arguments[0] == "run" and "--notebooks" not in arguments:
+        arguments = ["run", "--notebooks", str(all_parameters), *arguments[1:]]
+    assert said in refused(capsys, all_parameters.parent, *arguments)
+
+
+def test_values_keep_their_types(all_parameters):
+    given = {"latent_dim": "64", "lam_sae": "1", "faces": "frey", "checkpoints": "w"}
+    plan = runner.plan(all_parameters, "quick", given, "out")
+    chosen = plan.notebooks[all_parameters / "01_all.ipynb"]
+    assert chosen["latent_dim"] == 64 and chosen["lam_sae"] == 1.0 and isinstance(chosen["lam_sae"], float)
+    assert chosen["faces"] == "frey" and chosen["checkpoints"] == "w" and chosen["profile"] == "quick"
+    assert chosen["n_train"] == 2048 and chosen["seed"] == 0
+
+
+def test_only_reuse_takes_the_shipped_weights(all_parameters):
+    path = all_parameters / "01_all.ipynb"
+    anew = runner.plan(all_parameters, "full", {}, "out").notebooks[path]
+    shipped = runner.plan(all_parameters, "full", {}, "out", reuse=True).notebooks[path]
+    assert anew["checkpoints"] == str(all_parameters.parent / "out" / "checkpoints")
+    assert shipped["checkpoints"] == "" and anew["n_seeds"] == shipped["n_seeds"] == 3
+
+
+def test_a_run_leaves_notebooks_pages_figures_and_metrics(course, capsys, monkeypatch):
+    monkeypatch.setattr(results, "REFERENCE", course / "reference.json")
+    make_notebook(course / "01_one.ipynb", publish("01"))
+    make_notebook(course / "04_four.ipynb", publish("04", "synthetic"))
+    folder = course.parent / "run of ü"
+    arguments = ["run", "--notebooks", str(course), "--output", str(folder), "-p", "seed", "7"]
+    assert cli.command_line([*arguments, "--profile", "quick"]) == 0
+    assert str(folder / "index.html") in capsys.readouterr().out
+    made = {"01_one.ipynb", "01_one.html", "04_four.ipynb", "04_four.html", "index.html", "metrics.json"}
+    assert made <= set(snapshot(folder)) and {"figures/figure_01.1.png"} <= set(snapshot(folder))
+
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["profile"] == "quick" and metrics["seeds"] == [7] and metrics["faces"] == "synthetic"
+    assert metrics["metrics"]["01.cae.psnr_db"]["value"] == 2.5 and metrics["verdicts"]["E04"]["n"] == 1
+    assert set(metrics["seconds"]) == {"01_one", "04_four"} and metrics["versions"]["torch"]
+
+    page, index = (folder / "01_one.html").read_text(), (folder / "index.html").read_text()
+    assert "<math" in page and "<script" not in page and "&lt;script&gt;" in page
+    assert not re.search(r"""(src|href)=["'](https?:)?//""", page + index)
+    assert "stand-in" in index and "&lt;b&gt;" in index and "<b>" not in index
+    assert cli.command_line(["report", str(folder)]) == 0
+
+    # the same figures in the full profile, against a reference that they miss
+    entry = {"value": 9.0, "per_seed": [], "tolerance": 0.1, "reloaded": 0.1, "unit": "dB"}
+    reference = {"metrics": {"01.cae.psnr_db": entry}, "verdicts": {}, "seeds": [], "faces": "frey"}
+    monkeypatch.setattr(cli.reporting, "load_reference", lambda: reference | {"parameters": {}})
+    assert cli.command_line([*arguments, "--profile", "quick"]) == 0
+    assert cli.command_line([*arguments, "--profile", "full"]) == 2
+    out, err = capsys.readouterr()
+    assert "01.cae.psnr_db" in err and "off" in out
+
+
+@pytest.mark.parametrize(
+    "cell, said",
+    [
+        ("x = 1\nraise ValueError('broken on purpose')", "ValueError: broken on purpose"),
+        ("import os\nos._exit(1)", "kernel died"),
+    ],
+)
+def test_a_failing_cell_stops_the_run_and_keeps_what_ran(course, capsys, monkeypatch, cell, said):
+    make_notebook(course / "01_good.ipynb", publish("01"))
+    make_notebook(course / "02_bad.ipynb", "print('before')", cell, "print('after')")
+    make_notebook(course / "03_never.ipynb", "1")
+    folder = course.parent / "out"
+    folder.mkdir()
+    (folder / "metrics.json").write_text("of an earlier run")
+    assert cli.command_line(["run", "--notebooks", str(course), "--output", str(folder)]) == 1
+    err = capsys.readouterr().err
+    assert "02_bad.ipynb" in err and "cell 5" in err and said in err
+    assert "Traceback (most recent call last)" not in err.replace("\x1b", "").split(said)[-1]
+    kept = nbformat.read(folder / "02_bad.ipynb", as_version=4)
+    assert any(out.get("text") == "before\n" for c in kept.cells for out in c.get("outputs", ()))
+    left = set(snapshot(folder))
+    assert "01_good.ipynb" in left and not left & {"03_never.ipynb", "metrics.json", "index.html"}
+
+
+def test_two_runs_into_one_folder_are_refused(course, capsys):
+    make_notebook(course / "01_one.ipynb")
+    folder = course.parent / "out"
+    folder.mkdir()
+    with runner.only_run_in(folder):
+        before = snapshot(course.parent)
+        assert cli.command_line(["run", "--notebooks", str(course), "--output", str(folder)]) == 2
+        assert snapshot(course.parent) == before
+    assert "another run" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
+def test_the_lock_of_a_killed_run_is_taken_over(tmp_path):
+    hold = f"""
+import filelock, time
+lock = filelock.FileLock({str(tmp_path / ".lock")!r})
+lock.acquire()
+print("held", flush=True)
+time.sleep(600)
+"""
+    with subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        with pytest.raises(ValueError, match="another run"), runner.only_run_in(tmp_path):
+            pass
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    with runner.only_run_in(tmp_path):
+        pass
+
+
+def test_an_interrupted_run_says_how_to_go_on(all_parameters, capsys, monkeypatch):
+    def interrupt(plan):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "execute", interrupt)
+    assert cli.command_line(["run", "--notebooks", str(all_parameters), "--output", "out"]) == 130
+    assert "The same command goes on" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_a_sentence(all_parameters, capsys, monkeypatch):
+    def full(plan):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(runner, "execute", full)
+    assert cli.command_line(["run", "--notebooks", str(all_parameters), "--output", "out"]) == 1
+    assert "No space left on device" in capsys.readouterr().err
+
+
+def test_another_python_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "version_info", (3, 10, 4, "final", 0))
+    with pytest.raises(SystemExit) as exit:
+        aeutils.__main__.main()
+    assert exit.value.code == 2 and "3.11, 3.12 or 3.13, and this is 3.10.4" in capsys.readouterr().err

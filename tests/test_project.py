@@ -1,0 +1,126 @@
+"""The committed files: pinned dependencies, notebooks as a reader should find them, data with their checksums."""
+
+import ast
+import re
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+from aeutils.course import report, runner
+from aeutils.course.settings import PARAMETERS, PROFILES, check_parameters
+
+ROOT = Path(__file__).resolve().parent.parent
+PATHS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+notebooks = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+HERE = re.compile(r"(?<![\w.:/])(/(home|root|work|tmp|Users|var|opt|mnt)/|[A-Z]:\\\\)")
+
+
+def read(path):
+    return nbformat.read(path, as_version=4)
+
+
+def code_cells(path):
+    return [cell for cell in read(path).cells if cell.cell_type == "code"]
+
+
+def tags(cell):
+    return cell.metadata.get("tags", [])
+
+
+def test_every_dependency_is_pinned_explained_and_installed():
+    lines = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line.strip()]
+    assert lines[-1] == "-e ."
+    for line in lines[:-1]:
+        if not line.startswith("#"):
+            name, pin, reason = re.fullmatch(r"([\w-]+)==([\w.]+)\s+# (.+)", line).groups()
+            assert version(name).split("+")[0] == pin and reason
+
+
+def test_conda_installs_the_same():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    python, pip, rest = environment["dependencies"]
+    assert pip == "pip" and rest == {"pip": ["-r requirements.txt"]}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    low, high = re.fullmatch(r">=3\.(\d+),<3\.(\d+)", project["requires-python"]).groups()
+    assert int(low) <= int(python.removeprefix("python=3.")) < int(high)
+
+
+def test_there_are_four_notebooks():
+    assert [path.name for path in PATHS] == [
+        "01_theory_and_training.ipynb",
+        "02_tsne_and_interpolation.ipynb",
+        "03_latent_classification.ipynb",
+        "04_frey_face_vae.ipynb",
+    ]
+
+
+@notebooks
+def test_parameters_are_declared_once_and_pass_in_every_profile(path):
+    declared = [cell for cell in code_cells(path) if "parameters" in tags(cell)]
+    assert len(declared) == 1
+    values = runner.defaults(path)
+    names = [node.target.id for node in ast.parse(declared[0].source).body]
+    assert list(values) == names and set(names) <= set(PARAMETERS)
+    assert {"profile", "seed", "n_seeds", "device", "checkpoints"} <= set(names)
+    for overrides in PROFILES.values():
+        check_parameters(values | {name: value for name, value in overrides.items() if name in values})
+
+
+@notebooks
+def test_a_notebook_is_committed_executed_and_clean(path):
+    assert path.stat().st_size < 3e6
+    assert set(read(path).metadata) <= {"kernelspec", "language_info"}
+    counts = [cell.execution_count for cell in code_cells(path) if cell.source.strip()]
+    assert counts == list(range(1, len(counts) + 1))
+    for cell in code_cells(path):
+        assert not {"execution", "papermill"} & set(cell.metadata)
+        for out in cell.outputs:
+            assert out.output_type != "error" and out.get("name") != "stderr"
+            data = out.get("data", {"text/plain": out.get("text", "")})
+            assert "application/vnd.jupyter.widget-view+json" not in data
+            text = str({mime: content for mime, content in data.items() if not mime.startswith("image/")})
+            assert not HERE.search(text), text[:300]
+
+
+@notebooks
+def test_the_last_cell_checks_the_figures_strictly(path):
+    checks = [cell for cell in code_cells(path) if ".check()" in cell.source]
+    assert len(checks) == 1 and "nbval-ignore-output" not in tags(checks[0])
+
+
+@notebooks
+def test_figures_are_numbered_in_order_and_described(path):
+    found = [
+        out.metadata
+        for cell in code_cells(path)
+        for out in cell.outputs
+        if "image/png" in out.get("data", {})
+    ]
+    numbers = [metadata["aeutils"]["figure"] for metadata in found]
+    assert all(metadata["image/png"]["alt"] for metadata in found)
+    own = str(int(path.name[:2]))
+    assert numbers == [f"{own}.{i}" for i in range(1, len(numbers) + 1)]
+
+
+@notebooks
+def test_every_formula_can_be_drawn_without_a_network(path):
+    for cell in read(path).cells:
+        if cell.cell_type == "markdown":
+            html = report.markdown(cell.source)
+            assert not re.search(r"<code>[^<]*\\[a-zA-Z]+[^<]*</code>", html), cell.source[:200]
+            formulas = " ".join(re.findall(r"<math.*?</math>", html, re.S))
+            assert "\\" not in formulas, re.findall(r"\\\w+", formulas)
+
+
+def test_data_have_their_checksums():
+    data = ROOT / "data"
+    assert report.damaged_files(data) == []
+    if (data / "SHA256SUMS").exists():
+        listed = {line.split()[1] for line in (data / "SHA256SUMS").read_text().splitlines()}
+        shipped = {f"checkpoints/{path.name}" for path in (data / "checkpoints").glob("*.safetensors")}
+        assert shipped <= listed and "reference.json" in listed
+        assert sum(path.stat().st_size for path in (data / "checkpoints").iterdir()) <= 40e6

@@ -1,0 +1,289 @@
+"""Metrics, verdicts and their comparison with the reference run."""
+
+import hashlib
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from aeutils.course import reference as reference_run
+from aeutils.course import report, results
+from aeutils.course.results import MIME, Results, load_reference, write_json
+from aeutils.course.settings import check_parameters, digit_configs, face_configs, folders_for, seeds_of
+
+
+def entry(value, tolerance=0.1, per_seed=(), **more):
+    return {"value": value, "per_seed": list(per_seed), "tolerance": tolerance, "reloaded": tolerance} | more
+
+
+@pytest.fixture
+def recorded(tmp_path, monkeypatch):
+    """Record a reference run: recorded(metrics, ...) writes reference.json and its checksum."""
+    monkeypatch.setattr(results, "REFERENCE", tmp_path / "reference.json")
+
+    def record(metrics=None, verdicts=None, seeds=(), faces="frey", parameters=None):
+        content = {"metrics": metrics or {}, "verdicts": verdicts or {}, "seeds": list(seeds), "faces": faces}
+        write_json(results.REFERENCE, content | {"parameters": parameters or {}})
+        digest = hashlib.sha256(results.REFERENCE.read_bytes()).hexdigest()
+        (tmp_path / "SHA256SUMS").write_text(f"{digest}  reference.json\n")
+
+    return record
+
+
+@given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=8))
+def test_a_metric_has_students_interval(values):
+    run = Results(2, "full", range(len(values)))
+    run.add("cae.psnr_db", values, "dB")
+    got, n = run.metrics["02.cae.psnr_db"], len(values)
+    error = np.std(values, ddof=1) / math.sqrt(n)
+    half = stats.t.ppf(0.975, n - 1) * error
+    assert got["value"] == pytest.approx(np.mean(values), abs=1e-9)
+    assert got["ci95"] == pytest.approx([np.mean(values) - half, np.mean(values) + half], abs=1e-6)
+    if error > 1e-9:
+        assert got["ci95"] == pytest.approx(
+            list(stats.t.interval(0.95, n - 1, np.mean(values), error)), abs=1e-6
+        )
+
+
+@pytest.mark.parametrize(
+    "values", [torch.tensor([1.0, 2.0]), np.array([1, 2]), [np.float32(1), torch.tensor(2.0)]]
+)
+def test_arrays_become_plain_numbers(values):
+    run = Results(1, "full", [0, 1])
+    run.add("a", values)
+    assert json.loads(json.dumps(run.metrics))["01.a"]["per_seed"] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "values", [math.nan, math.inf, [1.0, math.nan], [1.0], [1.0, 2.0, 3.0], "1", None, [], [1.0, True]]
+)
+def test_what_is_no_metric_is_refused(values):
+    run = Results(1, "full", [0, 1])
+    with pytest.raises(ValueError):
+        run.add("a", values)
+    assert not run.metrics
+
+
+@pytest.mark.parametrize(
+    "differences, greater, threshold, word",
+    [
+        ([1, 1.1, 0.9, 1.05, 0.95], True, 0, "supported"),
+        ([1, 1.1, 0.9, 1.05, 0.95], False, 0, "refuted"),
+        ([1, 1.1, 0.9, 1.05, 0.95], True, 2, "refuted"),
+        ([1, 1.1, 0.9, 1.05, 0.95], False, 2, "supported"),
+        ([1, -1, 2, -2, 0.1], True, 0, "inconclusive"),
+        ([1, 1.1, 0.9, 1.05], True, 0, "not enough seeds"),
+        ([1], True, 0, "not enough seeds"),
+    ],
+)
+def test_verdicts(differences, greater, threshold, word):
+    run = Results(2, "full", range(len(differences)))
+    run.verdict("E3", "claim", "contrast", torch.tensor(differences), greater, threshold)
+    found = run.verdicts["E3"]
+    assert found["verdict"] == word and found["n"] == len(differences)
+    assert found["effect"] == pytest.approx(np.mean(differences))
+    assert (found["ci95"] is None) == (len(differences) < 2)
+    json.dumps(found, allow_nan=False)
+
+
+def test_a_quick_run_claims_nothing():
+    run = Results(2, "quick", range(5))
+    run.verdict("E3", "claim", "contrast", [1, 1.1, 0.9, 1.05, 0.95])
+    assert run.verdicts["E3"]["verdict"] == "not enough seeds"
+
+
+def test_check_prints_a_line_a_metric(recorded, capsys):
+    recorded({"02.a": entry(1.0), "02.b": entry(2.0), "02.gone": entry(3.0), "03.other": entry(1.0)})
+    run = Results(2, "reference", [0])
+    run.add("a", 1.05)
+    run.add("b", 1.9001)
+    run.add("new", 7)
+    run.check()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == ["02.a ok", "02.b ok", "02.gone skipped (not computed)", "02.new skipped (no reference)"]
+
+
+def test_check_fails_where_a_metric_is_off(recorded, capsys):
+    recorded({"02.a": entry(1.0), "02.b": entry(2.0)})
+    run = Results(2, "reference", [0])
+    run.add("a", 1.2)
+    run.add("b", 2.0)
+    with pytest.raises(AssertionError, match="02.a is 1.2, the reference 1, the tolerance 0.1"):
+        run.check()
+    assert capsys.readouterr().out.splitlines() == ["02.a off", "02.b ok"]
+
+
+@pytest.mark.parametrize("profile, line", [("full", "02.a off"), ("quick", "02.a skipped (quick profile)")])
+def test_other_profiles_do_not_fail(recorded, capsys, profile, line):
+    recorded({"02.a": entry(1.0)})
+    run = Results(2, profile, [0])
+    run.add("a", 1.2)
+    run.check()
+    assert capsys.readouterr().out.splitlines() == [line]
+
+
+def test_check_compares_the_same_seeds(recorded, capsys):
+    recorded({"02.a": entry(3.0, per_seed=[1, 3, 5])}, seeds=[0, 1, 2])
+    for seeds, values in ([[0], [1.0]], [[1, 2], [3.0, 5.0]], [[7, 8], [2.0, 4.0]]):
+        run = Results(2, "reference", seeds)
+        run.add("a", values)
+        run.check()
+    assert capsys.readouterr().out.splitlines() == ["02.a ok"] * 3
+
+
+def test_shipped_weights_have_the_narrower_tolerance(recorded, capsys):
+    recorded({"02.a": entry(1.0, tolerance=0.5, reloaded=0.01)})
+    run = Results(2, "reference", [0], parameters={"checkpoints": "folder"})
+    run.add("a", 1.2)
+    run.check()
+    run.parameters["checkpoints"] = ""
+    with pytest.raises(AssertionError):
+        run.check()
+
+
+def test_changed_parameters_and_other_faces_are_not_compared(recorded, capsys):
+    recorded({"04.a": entry(1.0)}, parameters={"04": {"beta": 1.0, "seed": 0}})
+    for faces, beta in (("frey", 4.0), ("synthetic", 1.0), ("frey", 1.0)):
+        run = Results(4, "reference", [3], faces, {"beta": beta, "seed": 3})
+        run.add("a", 1.0)
+        run.check()
+    lines = capsys.readouterr().out.splitlines()
+    assert (
+        lines[0] == "04.a skipped (beta is 4.0, not 1.0)"
+        and "synthetic" in lines[1]
+        and lines[2] == "04.a ok"
+    )
+
+
+def test_without_a_reference_nothing_is_compared(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(results, "REFERENCE", tmp_path / "reference.json")
+    run = Results(2, "reference", [0])
+    run.add("a", 1.0)
+    run.check()
+    assert capsys.readouterr().out == "02.a skipped (no reference)\n"
+
+
+def test_every_damaged_reference_is_refused(recorded):
+    recorded({"02.a": entry(1.0)})
+    sound, rng = results.REFERENCE.read_bytes(), np.random.default_rng(0)
+    assert load_reference()["metrics"]["02.a"]["value"] == 1.0
+    for _ in range(100):
+        damaged = bytearray(sound)
+        at = rng.integers(len(sound))
+        damaged[at] ^= 1 << rng.integers(8)
+        results.REFERENCE.write_bytes(bytes(damaged if rng.random() < 0.5 else sound[:at]))
+        with pytest.raises(ValueError, match="SHA256SUMS"):
+            load_reference()
+    results.REFERENCE.write_bytes(sound)
+    results.REFERENCE.with_name("SHA256SUMS").unlink()
+    with pytest.raises(ValueError, match="SHA256SUMS"):
+        load_reference()
+
+
+@pytest.mark.parametrize("value", [math.nan, {1}, "\ud800"])
+def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path, value):
+    path = tmp_path / "metrics.json"
+    write_json(path, {"a": 1})
+    with pytest.raises((ValueError, TypeError)):
+        write_json(path, {"a": value})
+    assert json.loads(path.read_text()) == {"a": 1} and len(list(tmp_path.iterdir())) == 1
+
+
+def test_publish_and_tables(recorded, monkeypatch):
+    shown = []
+    monkeypatch.setattr(
+        "IPython.display.display", lambda data, **_: shown.append(getattr(data, "data", data))
+    )
+    found = {"verdict": "supported", "effect": 2.0, "ci95": [1.0, 3.0], "n": 5, "claim": "c", "contrast": "x"}
+    recorded({"02.cae.mse": entry(0.5, ci95=[0.4, 0.6])}, {"E3": found})
+    run = Results(2, "full", [0, 1])
+    run.add("cae.mse", [0.5, 0.7], "MSE")
+    run.add("sae.mse", 0.25)
+    run.verdict("E3", "a | b", "b - a", [1.0, 2.0])
+    run.publish()
+    run.table("cae")
+    run.verdicts_table()
+    assert shown[0][MIME]["metrics"] == run.metrics and shown[0][MIME]["number"] == "02"
+    assert (
+        "| `cae.mse` | 0.6 (" in shown[1]
+        and "| 0.5 (0.4 to 0.6) | MSE |" in shown[1]
+        and "sae" not in shown[1]
+    )
+    assert r"a \| b" in shown[2] and "supported: +2 (+1 to +3), n = 5" in shown[2]
+
+
+def test_tolerances_cover_new_seeds_and_other_machines():
+    widest = stats.t.ppf(1 - 0.05 / 2, 4)
+    fixed, fixed_anew = reference_run.tolerances({"value": 20.0, "per_seed": [], "unit": "dB"}, widest)
+    assert fixed == fixed_anew == pytest.approx(0.4)
+    spread = [10.0, 12.0, 14.0, 16.0, 18.0]
+    reloaded, anew = reference_run.tolerances({"value": 14.0, "per_seed": spread, "unit": "dB"}, widest)
+    s = np.std(spread, ddof=1)
+    assert reloaded == pytest.approx(s / 2) and anew == pytest.approx(widest * s * math.sqrt(1 / 3 + 1 / 5))
+
+
+def test_sums_list_what_is_read_and_find_damage(tmp_path, monkeypatch):
+    for name in (
+        "MNIST/raw/a.gz",
+        "checkpoints/b.safetensors",
+        "reference.json",
+        "frey_rawface.mat",
+        "README.md",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    monkeypatch.setattr(reference_run, "DATA", tmp_path)
+    monkeypatch.setattr(reference_run, "SHIPPED", tmp_path / "checkpoints")
+    monkeypatch.setattr(reference_run, "REFERENCE", tmp_path / "reference.json")
+    reference_run.write_sums()
+    lines = (tmp_path / "SHA256SUMS").read_text().splitlines()
+    assert [line.split()[1] for line in lines] == [
+        "MNIST/raw/a.gz",
+        "checkpoints/b.safetensors",
+        "reference.json",
+    ]
+    assert report.damaged_files(tmp_path) == []
+    (tmp_path / "MNIST/raw/a.gz").unlink()
+    (tmp_path / "reference.json").write_text("other")
+    assert report.damaged_files(tmp_path) == ["MNIST/raw/a.gz", "reference.json"]
+
+
+@pytest.mark.parametrize(
+    "latex",
+    [
+        r"\begin{aligned} a &= b \\ c &= d \end{aligned}",
+        r"\lVert \partial h / \partial x \rVert_F^2",
+        r"\operatorname*{arg\,max}_x \tfrac12 \sum_{j=1}^d \bigl(\mu_j^2 + \sigma_j^2\bigr)",
+    ],
+)
+def test_formulas_become_mathml(latex):
+    html = report.markdown(f"$${latex}$$ and ${latex}$")
+    assert html.count("<math") == 2 and "\\" not in html and "&amp;" not in html and "<mi>&</mi>" not in html
+
+
+def test_settings():
+    assert seeds_of(3, 2) == [3, 4]
+    assert folders_for("some/folder")[0].as_posix() == "some/folder" and len(folders_for("some/folder")) == 1
+    shipped, cache = folders_for("")
+    assert shipped.parts[-2:] == ("data", "checkpoints") and cache.name == "checkpoints" and shipped != cache
+    with pytest.raises(ValueError, match="seed is True"):
+        check_parameters({"seed": True})
+
+
+def test_the_three_digit_models_differ_in_nothing_but_the_penalty():
+    configs = digit_configs(seed=1, latent_dim=32, lam_sae=0.2, lam_cae=0.3, epochs=2)
+    own = {name: (config.penalty, config.lam) for name, config in configs.items()}
+    assert own == {"ae": ("none", 0.0), "sae": ("l1", 0.2), "cae": ("contractive", 0.3)}
+    rest = [{k: v for k, v in vars(c).items() if k not in ("penalty", "lam")} for c in configs.values()]
+    assert rest[0] == rest[1] == rest[2]
+
+
+def test_face_models_share_width_and_budget():
+    faces = face_configs(seed=0, face_latent_dim=20, face_epochs=3, beta=1.0, data="frey/random-0")
+    for name in ("latent_dim", "widths", "epochs", "batch_size", "data", "seed"):
+        assert getattr(faces["vae"], name) == getattr(faces["ae"], name)
