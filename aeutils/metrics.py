@@ -38,7 +38,7 @@ def dead_units(h_max):
 
 
 def hoyer(h):
-    """Hoyer's sparsity of the centred codes c, (sqrt(d) - ||c||_1 / ||c||_2) / (sqrt(d) - 1), mean over images, in [0, 1]."""
+    """Hoyer's sparsity (sqrt(d) - ||c||_1 / ||c||_2) / (sqrt(d) - 1) of the centred codes c, averaged over images."""
     c = h - h.mean(0)
     ratio = c.abs().sum(1) / torch.linalg.vector_norm(c, dim=1).clamp(min=1e-12)
     root = math.sqrt(h.shape[1])

@@ -9,14 +9,14 @@ from torch import nn
 CODES = ("linear", "relu", "sigmoid")
 
 
-def conv_block(c_in, c_out, norm=False, dropout=0.0):
+def conv_block(c_in, c_out, norm=False):
     """Two 3x3 convolutions at one resolution: (B, c_in, H, W) -> (B, c_out, H, W)."""
     layers = []
     for c in (c_in, c_out):
         layers += [nn.Conv2d(c, c_out, 3, padding=1)]
         layers += [nn.GroupNorm(1, c_out)] if norm else []
         layers += [nn.ReLU()]
-    return nn.Sequential(*layers, *([nn.Dropout(dropout)] if dropout else []))
+    return nn.Sequential(*layers)
 
 
 def initialise(module):
@@ -37,11 +37,12 @@ class Encoder(nn.Module):
     def __init__(self, out_dim, widths=(8, 16, 32), size=(28, 28), norm_from=1, dropout=0.0):
         super().__init__()
         self.levels = nn.ModuleList(
-            conv_block(c_in, c_out, i >= norm_from, dropout)
+            conv_block(c_in, c_out, i >= norm_from)
             for i, (c_in, c_out) in enumerate(zip((1, *widths), widths))
         )
         shrink = 2 ** (len(widths) - 1)
         self.dense = nn.Linear(widths[-1] * (size[0] // shrink) * (size[1] // shrink), out_dim)
+        self.dropout = nn.Dropout(dropout)
 
     def features(self, x):
         """The output of every level, finest first: [(B, widths[0], H, W), (B, widths[1], H/2, W/2), ...]."""
@@ -57,7 +58,7 @@ class Encoder(nn.Module):
     def close(self, coarsest):
         """The dense layer on the normalised coarsest map: (B, widths[-1], h, w) -> (B, out_dim)."""
         flat = coarsest.flatten(1)
-        return self.dense(F.layer_norm(flat, flat.shape[1:]))
+        return self.dense(self.dropout(F.layer_norm(flat, flat.shape[1:])))
 
 
 class Decoder(nn.Module):
@@ -74,9 +75,10 @@ class Decoder(nn.Module):
         shrink = 2 ** (len(widths) - 1)
         self.shape = (widths[-1], size[0] // shrink, size[1] // shrink)
         self.dense = nn.Linear(latent_dim, math.prod(self.shape))
+        self.dropout = nn.Dropout(dropout)
         up = widths[::-1]
         self.levels = nn.ModuleList(
-            conv_block(c * (2 if skips and i else 1), c, len(widths) - 1 - i >= norm_from, dropout)
+            conv_block(c * (2 if skips and i else 1), c, len(widths) - 1 - i >= norm_from)
             for i, c in enumerate(up)
         )
         self.ups = nn.ModuleList(
@@ -86,7 +88,8 @@ class Decoder(nn.Module):
 
     def forward(self, z, skips=()):
         y = self.dense(z)
-        y = self.levels[0](F.relu(F.layer_norm(y, y.shape[1:])).unflatten(1, self.shape))
+        y = self.dropout(F.relu(F.layer_norm(y, y.shape[1:])))
+        y = self.levels[0](y.unflatten(1, self.shape))
         for i, (up, level) in enumerate(zip(self.ups, self.levels[1:])):
             y = up(y)
             y = level(torch.cat([y, skips[-2 - i]], dim=1) if skips else y)
@@ -156,11 +159,11 @@ class Autoencoder(nn.Module):
 
 
 class VAE(nn.Module):
-    """A variational autoencoder of 8-bit greys (Kingma and Welling, 2014): p(z) = N(0, I), q(z|x) = N(mu, diag exp(logvar)).
+    """A variational autoencoder of 8-bit greys (Kingma and Welling, 2014): q(z|x) = N(mu, diag exp(logvar)).
 
     p(x|z) is a discretised logistic a pixel (Salimans et al., 2017), its mean m(z) and scale s(z) both decoded from z:
     p(k|z) = sigmoid((x + 1/510 - m) / s) - sigmoid((x - 1/510 - m) / s) with x = k/255, and the tails of the logistic
-    belong to k = 0 and k = 255.
+    belong to k = 0 and k = 255. The maps of m and log s are a linear image of z plus what the U-Net decoder adds to it.
 
     Shapes: x (B, 1, H, W) in [0, 1], mu, logvar and z (B, latent_dim). Raises ValueError on a latent_dim below 1.
     """
@@ -172,9 +175,10 @@ class VAE(nn.Module):
         self.latent_dim, self.input_noise = latent_dim, input_noise
         self.encoder = Encoder(2 * latent_dim, widths, size, norm_from=0, dropout=dropout)
         self.decoder = Decoder(latent_dim, widths, size, channels=2, norm_from=0, dropout=dropout)
+        self.linear = nn.Linear(latent_dim, 2 * size[0] * size[1])
         self.apply(initialise)
-        nn.init.normal_(self.encoder.dense.weight, std=0.01)
-        nn.init.normal_(self.decoder.head.weight, std=0.01)
+        for last in (self.encoder.dense, self.decoder.head, self.linear):
+            nn.init.normal_(last.weight, std=0.01)
 
     def encode(self, x):
         if self.training:
@@ -189,7 +193,9 @@ class VAE(nn.Module):
 
     def pixel_distribution(self, z):
         """Mean m and log scale log s of every pixel's logistic, (B, 1, H, W) each."""
-        mean, log_scale = self.decoder(z).to(z.dtype).chunk(2, dim=1)
+        maps = self.decoder(z).to(z.dtype)
+        maps = maps + self.linear(z).to(z.dtype).view(maps.shape)
+        mean, log_scale = maps.chunk(2, dim=1)
         return torch.sigmoid(mean), log_scale.clamp(-3, 3) - 3
 
     def decode(self, z):

@@ -31,7 +31,9 @@ class TrainingFailed(RuntimeError):
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """All that determines an autoencoder's weights. The loss is ||x_hat - x||^2 + lam * penalty; lam rises from 0 at first.
+    """All that determines an autoencoder's weights. The loss is ||x_hat - x||^2 + lam * penalty.
+
+    lam rises linearly from 0 over the first half of the training.
 
     `penalty`: none, l1 (on h), kl (target rho, sigmoid codes), contractive (||dh/dx||_F^2, one probe on a quarter of
     the batch), denoising (the input gets Gaussian noise of standard deviation lam, the target does not).
@@ -182,9 +184,7 @@ def fit(config, images, val_images=None, *, resume=None, device="auto", progress
     history, saved = [], time.monotonic()
     if resume is not None and Path(resume).exists():
         history = load_resume(resume, config, model, optimiser, images)
-    bar = tqdm(
-        total=steps, initial=len(history) * per_epoch, disable=not progress, leave=False
-    )
+    bar = tqdm(total=steps, initial=len(history) * per_epoch, disable=not progress, leave=False)
     for epoch in range(len(history), config.epochs):
         torch.manual_seed(epoch_seed(config.seed, epoch))  # dropout and input noise
         generator = torch.Generator(device).manual_seed(epoch_seed(config.seed, epoch) + 1)

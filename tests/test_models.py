@@ -1,4 +1,4 @@
-"""What the architectures promise: shapes, no shortcut past the code, a scale that cannot be cheated, a true likelihood."""
+"""What the architectures promise: shapes, no way past the code, a scale that cannot be cheated, a true likelihood."""
 
 import math
 

@@ -65,7 +65,8 @@ def test_parameters_are_declared_once_and_pass_in_every_profile(path):
     values = runner.defaults(path)
     names = [node.target.id for node in ast.parse(declared[0].source).body]
     assert list(values) == names and set(names) <= set(PARAMETERS)
-    assert {"profile", "seed", "n_seeds", "device", "checkpoints"} <= set(names)
+    assert {"profile", "seed", "device", "checkpoints"} <= set(names)
+    assert {"n_seeds", "n_face_seeds"} & set(names)
     for overrides in PROFILES.values():
         check_parameters(values | {name: value for name, value in overrides.items() if name in values})
 

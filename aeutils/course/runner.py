@@ -130,7 +130,7 @@ def only_run_in(folder):
 def run_notebook(path, output, parameters):
     """Execute one notebook into `output`, which keeps what ran if a cell fails."""
     use_own_kernel()
-    quiet = ["--IPKernelApp.log_level=ERROR"]
+    quiet = ["--IPKernelApp.log_level=CRITICAL"]
     bar = {"desc": f"  {path.stem}", "leave": False, "position": 1}
     try:
         papermill.execute_notebook(

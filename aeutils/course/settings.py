@@ -29,6 +29,7 @@ PARAMETERS = {  # name: (type, smallest, largest, an example) or (str, allowed v
     "profile": (str, tuple(PROFILES)),
     "seed": (int, 0, 2**31 - 1, 0),
     "n_seeds": (int, 1, 100, 5),
+    "n_face_seeds": (int, 1, 100, 5),
     "device": (str, ("auto", "cpu", "cuda", "mps")),
     "checkpoints": (str, None),
     "latent_dim": (int, 2, 4096, 256),
