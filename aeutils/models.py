@@ -163,7 +163,7 @@ class VAE(nn.Module):
 
     p(x|z) is a discretised logistic a pixel (Salimans et al., 2017), its mean m(z) and scale s(z) both decoded from z:
     p(k|z) = sigmoid((x + 1/510 - m) / s) - sigmoid((x - 1/510 - m) / s) with x = k/255, and the tails of the logistic
-    belong to k = 0 and k = 255. The maps of m and log s are a linear image of z plus what the U-Net decoder adds to it.
+    belong to k = 0 and k = 255. The maps of m and log s are the sum of a perceptron's and the U-Net decoder's.
 
     Shapes: x (B, 1, H, W) in [0, 1], mu, logvar and z (B, latent_dim). Raises ValueError on a latent_dim below 1.
     """
@@ -175,9 +175,10 @@ class VAE(nn.Module):
         self.latent_dim, self.input_noise = latent_dim, input_noise
         self.encoder = Encoder(2 * latent_dim, widths, size, norm_from=0, dropout=dropout)
         self.decoder = Decoder(latent_dim, widths, size, channels=2, norm_from=0, dropout=dropout)
-        self.linear = nn.Linear(latent_dim, 2 * size[0] * size[1])
+        hidden, pixels = nn.Linear(latent_dim, 512), nn.Linear(512, 2 * size[0] * size[1])
+        self.perceptron = nn.Sequential(hidden, nn.ReLU(), nn.Dropout(dropout), pixels)
         self.apply(initialise)
-        for last in (self.encoder.dense, self.decoder.head, self.linear):
+        for last in (self.encoder.dense, self.decoder.head, pixels):
             nn.init.normal_(last.weight, std=0.01)
 
     def encode(self, x):
@@ -194,7 +195,7 @@ class VAE(nn.Module):
     def pixel_distribution(self, z):
         """Mean m and log scale log s of every pixel's logistic, (B, 1, H, W) each."""
         maps = self.decoder(z).to(z.dtype)
-        maps = maps + self.linear(z).to(z.dtype).view(maps.shape)
+        maps = maps + self.perceptron(z).to(z.dtype).view(maps.shape)
         mean, log_scale = maps.chunk(2, dim=1)
         return torch.sigmoid(mean), log_scale.clamp(-3, 3) - 3
 

@@ -13,7 +13,15 @@ from aeutils.metrics import t_interval, verdict
 
 MIME = "application/vnd.aeutils.results+json"
 REFERENCE = DATA / "reference.json"
-FREE = ("profile", "seed", "n_seeds", "n_face_seeds", "device", "checkpoints", "faces")  # no figure is defined by these
+FREE = (
+    "profile",
+    "seed",
+    "n_seeds",
+    "n_face_seeds",
+    "device",
+    "checkpoints",
+    "faces",
+)  # no figure is defined by these
 
 
 class Results:
