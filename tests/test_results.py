@@ -257,6 +257,7 @@ def test_sums_list_what_is_read_and_find_damage(tmp_path, monkeypatch):
     "latex",
     [
         r"\begin{aligned} a &= b \\ c &= d \end{aligned}",
+        r"\bigl\|h\bigr\|^2 + \arg\max_k a_k",
         r"\lVert \partial h / \partial x \rVert_F^2",
         r"\operatorname*{arg\,max}_x \tfrac12 \sum_{j=1}^d \bigl(\mu_j^2 + \sigma_j^2\bigr)",
     ],

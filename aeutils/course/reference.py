@@ -11,6 +11,7 @@ from nbclient import NotebookClient
 from scipy import stats
 
 from aeutils.course import report, runner
+from aeutils.course.readme import write_readme
 from aeutils.course.results import REFERENCE, write_json
 from aeutils.course.settings import VALIDATION, digit_configs, face_configs, seeds_of
 from aeutils.data import DATA, load_frey_faces, load_mnist, split_frames
@@ -59,21 +60,27 @@ def face_tasks(parameters):
 
 
 def record():
-    """Run the notebooks with five seeds from these weights; write data/reference.json and data/SHA256SUMS.
+    """Run the notebooks with all seeds from these weights into runs/reference, and keep what they found.
 
-    The notebooks run as in the full profile, since their last cell holds the reference profile to the old figures.
+    They run as in the full profile, since their last cell holds the reference profile to the old figures.
     """
-    overrides = {"n_seeds": SEEDS, "checkpoints": str(SHIPPED), "faces": "frey"}
-    metrics = runner.execute(
-        runner.plan(runner.NOTEBOOKS, "full", overrides, Path("runs") / "reference"), profile="reference"
+    overrides = {"n_seeds": SEEDS, "n_face_seeds": SEEDS, "checkpoints": str(SHIPPED), "faces": "frey"}
+    folder = Path("runs") / "reference"
+    keep(
+        runner.execute(runner.plan(runner.NOTEBOOKS, "full", overrides, folder), profile="reference"), folder
     )
-    widest = stats.t.ppf(1 - FALSE_ALARM / (2 * len(metrics["metrics"])), SEEDS - 1)
+
+
+def keep(metrics, folder):
+    """Write data/reference.json, data/SHA256SUMS and the README's results from a run's metrics and folder."""
+    widest = stats.t.ppf(1 - FALSE_ALARM / (2 * len(metrics["metrics"])), len(metrics["seeds"]) - 1)
     for entry in metrics["metrics"].values():
         entry["reloaded"], entry["tolerance"] = tolerances(entry, widest)
     for parameters in metrics["parameters"].values():
         parameters.pop("checkpoints", None)
     write_json(REFERENCE, metrics)
     write_sums()
+    write_readme(folder)
 
 
 def tolerances(entry, widest):
@@ -81,11 +88,15 @@ def tolerances(entry, widest):
 
     The first allows for another processor and number of threads: 2 % of the value, half a standard deviation over
     seeds, or the unit's floor, whichever is most. The second is at least a prediction interval for the mean of
-    three new seeds, t s sqrt(1/3 + 1/5), with t such that all metrics together give a false alarm in one run of 20.
+    three new seeds, t s sqrt(1/3 + 1/n), with t such that all metrics together give a false alarm in one run of 20;
+    it is None for a figure of a single seed, whose spread nobody has measured.
     """
-    spread = statistics.stdev(entry["per_seed"]) if len(entry["per_seed"]) > 1 else 0.0
+    n = len(entry["per_seed"])
+    spread = statistics.stdev(entry["per_seed"]) if n > 1 else 0.0
     reloaded = max(0.02 * abs(entry["value"]), 0.5 * spread, FLOORS.get(entry["unit"], 1e-6))
-    return reloaded, max(reloaded, widest * spread * math.sqrt(1 / RETRAINED + 1 / SEEDS))
+    if n == 1:
+        return reloaded, None
+    return reloaded, max(reloaded, widest * spread * math.sqrt(1 / RETRAINED + 1 / max(n, 1)))
 
 
 def write_sums():

@@ -23,7 +23,9 @@ PLAIN = (  # what latex2mathml does not know, as what it does
     (r"\{(aligned|equation\*?|gathered)\}", "{align*}"),
     (r"\\[lr]Vert\b", r"\\|"),
     (r"\\[lr]vert\b", "|"),
+    (r"(\\[bB]igg?[lrm]?)\\\|", r"\1‖"),
     (r"\\operatorname\*", r"\\operatorname"),
+    (r"\\arg\b", r"\\operatorname{arg}"),
 )
 STYLE = """
 @font-face { font-family: "STIX Two Math"; src: local("STIX Two Math"), url("FONT") }
