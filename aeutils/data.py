@@ -263,18 +263,25 @@ def _download(url, sha256, seconds) -> bytes:
 def _place(content, name, folders):
     """Write `content` atomically into the first writable folder; without one it stays in memory only."""
     for folder in folders:
-        path = Path(folder) / name
-        part = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part.write_bytes(content)
-            os.replace(part, path)
+        with suppress(OSError):
+            Path(folder, name).parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(Path(folder, name), content)
             return
-        except OSError:
-            continue
-        finally:
-            with suppress(OSError):
-                part.unlink()
+
+
+def write_atomically(path, content):
+    """Write bytes beside their place, then rename: whatever happens, `path` is whole, old or new."""
+    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(part, 0o644)
+        os.replace(part, path)
+    except BaseException:
+        Path(part).unlink(missing_ok=True)
+        raise
 
 
 class _ArrayUnpickler(pickle.Unpickler):

@@ -4,8 +4,6 @@ import contextlib
 import hashlib
 import json
 import math
-import os
-import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +12,7 @@ from typing import NamedTuple
 import torch
 from tqdm.auto import tqdm
 
-from .data import corrupt, fingerprint
+from .data import corrupt, fingerprint, write_atomically
 from .losses import contractive_penalty, kl_sparsity, l1_sparsity, negative_elbo, reconstruction_loss
 from .models import VAE, Autoencoder
 
@@ -315,21 +313,12 @@ def digest_of(tensors, meta):
 
 
 def write_checkpoint(path, tensors, meta):
-    """Write a safetensors file that carries its own checksum, atomically: beside its place, then renamed."""
+    """Write a safetensors file that carries its own checksum, atomically."""
     from safetensors.torch import save
 
     meta = meta | {"format": FORMAT}
     data = save(tensors, metadata=meta | {"sha256": digest_of(tensors, meta)})
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_atomically(path, data)
 
 
 def read_checkpoint(path):

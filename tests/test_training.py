@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 import random
 
 import pytest
@@ -195,7 +196,7 @@ def test_a_full_disk_leaves_nothing_half_written(images, tmp_path, monkeypatch):
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(training.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
         load_or_train(SMALL, images, folders=[tmp_path], progress=False)
     assert list(tmp_path.iterdir()) == []

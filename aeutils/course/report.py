@@ -16,6 +16,7 @@ from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from pygments.formatters import HtmlFormatter
 
+from aeutils.course.readme import CHOSEN
 from aeutils.course.results import compare, in_words, load_reference
 
 FONT = "math.ttf"
@@ -169,7 +170,8 @@ def index_html(metrics, chapters):
         parts.append(
             f'<h3><a href="{stem}.html">{escape(title)}</a></h3><p>{metrics["seconds"].get(stem, "?")} s</p>'
         )
-        for name, alt in figures[-1:]:
+        chosen = f"figure_{CHOSEN.get(stem[:2])}.png"
+        for name, alt in [figure for figure in figures if figure[0] == chosen] or figures[-1:]:
             image = f'<img src="figures/{name}" alt="{escape(alt, quote=True)}">'
             parts.append(f"<figure>{image}<figcaption>{escape(alt)}</figcaption></figure>")
     state = f'<span class="off">{len(off)} out of tolerance</span>' if off else "none out of tolerance"

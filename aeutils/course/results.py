@@ -3,12 +3,10 @@
 import hashlib
 import json
 import math
-import os
-import tempfile
 from numbers import Real
 from pathlib import Path
 
-from aeutils.data import DATA
+from aeutils.data import DATA, write_atomically
 from aeutils.metrics import t_interval, verdict
 
 MIME = "application/vnd.aeutils.results+json"
@@ -191,15 +189,6 @@ def show_table(head, rows):
 
 
 def write_json(path, value):
-    """Write JSON atomically, beside its place and then renamed; NaN and infinity are refused."""
+    """Write JSON atomically; NaN and infinity are refused."""
     path, text = Path(path), json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_atomically(path, text.encode())
