@@ -118,7 +118,7 @@ def compare(key, entry, reference, run):
     reloaded = run.profile == "reference" and not run.parameters.get("checkpoints")
     row["tolerance"] = there["reloaded" if reloaded else "tolerance"]
     if row["tolerance"] is None:
-        return row | {"status": "skipped (one seed in the reference run)"}
+        return row | {"status": "skipped (no tolerance)"}
     same = dict(zip(reference["seeds"], there["per_seed"]))
     if same and all(seed in same for seed in run.seeds):
         row["reference"] = math.fsum(same[seed] for seed in run.seeds) / len(run.seeds)
