@@ -7,7 +7,7 @@ from aeutils.data import DATA
 
 README = DATA.parent / "README.md"
 PICTURES = DATA.parent / "notebooks" / "pictures"
-CHOSEN = {"01": "1.20", "02": "2.1", "03": "3.7", "04": "4.14"}  # the figure that stands for each notebook
+CHOSEN = {"01": "1.18", "02": "2.1", "03": "3.7", "04": "4.14"}  # the figure that stands for each notebook
 
 CODES = {  # row: (metric of notebooks 01 to 03, decimals)
     "test MSE": ("01.{}.test_mse", 5),
