@@ -95,7 +95,7 @@ class Results:
         """
         reference, off = load_reference(), []
         names = [key for key in reference["metrics"] if key.startswith(self.number)]
-        for key in dict.fromkeys([*names, *self.metrics]):
+        for key in sorted({*names, *self.metrics}):
             row = compare(key, self.metrics.get(key), reference, self)
             print(key, row["status"])
             if row["status"] == "off":
