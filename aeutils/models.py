@@ -9,13 +9,13 @@ from torch import nn
 CODES = ("linear", "relu", "sigmoid")
 
 
-def conv_block(c_in, c_out, norm=False):
+def conv_block(c_in, c_out, norm=False, activation=nn.ReLU):
     """Two 3x3 convolutions at one resolution: (B, c_in, H, W) -> (B, c_out, H, W)."""
     layers = []
     for c in (c_in, c_out):
         layers += [nn.Conv2d(c, c_out, 3, padding=1)]
         layers += [nn.GroupNorm(1, c_out)] if norm else []
-        layers += [nn.ReLU()]
+        layers += [activation()]
     return nn.Sequential(*layers)
 
 
@@ -34,10 +34,12 @@ class Encoder(nn.Module):
     normalised image by image (Wu and He, 2018), the finest ones, where it costs most, are not.
     """
 
-    def __init__(self, out_dim, widths=(8, 16, 32), size=(28, 28), norm_from=1, dropout=0.0):
+    def __init__(
+        self, out_dim, widths=(8, 16, 32), size=(28, 28), norm_from=1, dropout=0.0, activation=nn.ReLU
+    ):
         super().__init__()
         self.levels = nn.ModuleList(
-            conv_block(c_in, c_out, i >= norm_from)
+            conv_block(c_in, c_out, i >= norm_from, activation)
             for i, (c_in, c_out) in enumerate(zip((1, *widths), widths))
         )
         shrink = 2 ** (len(widths) - 1)
@@ -65,20 +67,31 @@ class Decoder(nn.Module):
     """The expanding path: (B, latent_dim) -> (B, channels, H, W), from the code alone.
 
     With `skips` each level also reads the encoder's map of its resolution (Ronneberger et al., 2015): the
-    shortcut that the autoencoders of this course do without.
+    shortcut that the autoencoders of this course do without. With `norm_code` the dense layer's output is
+    normalised, which hides the length of the code.
     """
 
     def __init__(
-        self, latent_dim, widths=(8, 16, 32), size=(28, 28), channels=1, norm_from=1, dropout=0.0, skips=False
+        self,
+        latent_dim,
+        widths=(8, 16, 32),
+        size=(28, 28),
+        channels=1,
+        norm_from=1,
+        dropout=0.0,
+        activation=nn.ReLU,
+        norm_code=True,
+        skips=False,
     ):
         super().__init__()
+        self.norm_code, self.activation = norm_code, activation()
         shrink = 2 ** (len(widths) - 1)
         self.shape = (widths[-1], size[0] // shrink, size[1] // shrink)
         self.dense = nn.Linear(latent_dim, math.prod(self.shape))
         self.dropout = nn.Dropout(dropout)
         up = widths[::-1]
         self.levels = nn.ModuleList(
-            conv_block(c * (2 if skips and i else 1), c, len(widths) - 1 - i >= norm_from)
+            conv_block(c * (2 if skips and i else 1), c, len(widths) - 1 - i >= norm_from, activation)
             for i, c in enumerate(up)
         )
         self.ups = nn.ModuleList(
@@ -88,7 +101,8 @@ class Decoder(nn.Module):
 
     def forward(self, z, skips=()):
         y = self.dense(z)
-        y = self.dropout(F.relu(F.layer_norm(y, y.shape[1:])))
+        y = F.layer_norm(y, y.shape[1:]) if self.norm_code else y
+        y = self.dropout(self.activation(y))
         y = self.levels[0](y.unflatten(1, self.shape))
         for i, (up, level) in enumerate(zip(self.ups, self.levels[1:])):
             y = up(y)
@@ -163,7 +177,8 @@ class VAE(nn.Module):
 
     p(x|z) is a discretised logistic a pixel (Salimans et al., 2017), its mean m(z) and scale s(z) both decoded from z:
     p(k|z) = sigmoid((x + 1/510 - m) / s) - sigmoid((x - 1/510 - m) / s) with x = k/255, and the tails of the logistic
-    belong to k = 0 and k = 255. The maps of m and log s are the sum of a perceptron's and the U-Net decoder's.
+    belong to k = 0 and k = 255. m = sigmoid(c + D_1(z)) and log s = c' + D_2(z): two maps learned for all images, and
+    what the U-Net decoder D adds to them. Smooth activations make a decoder that is smooth in z.
 
     Shapes: x (B, 1, H, W) in [0, 1], mu, logvar and z (B, latent_dim). Raises ValueError on a latent_dim below 1.
     """
@@ -173,12 +188,12 @@ class VAE(nn.Module):
         if latent_dim < 1:
             raise ValueError(f"latent_dim is {latent_dim}; it must be 1 or more.")
         self.latent_dim, self.input_noise = latent_dim, input_noise
-        self.encoder = Encoder(2 * latent_dim, widths, size, norm_from=0, dropout=dropout)
-        self.decoder = Decoder(latent_dim, widths, size, channels=2, norm_from=0, dropout=dropout)
-        hidden, pixels = nn.Linear(latent_dim, 512), nn.Linear(512, 2 * size[0] * size[1])
-        self.perceptron = nn.Sequential(hidden, nn.ReLU(), nn.Dropout(dropout), pixels)
+        smooth = {"norm_from": 0, "dropout": dropout, "activation": nn.SiLU}
+        self.encoder = Encoder(2 * latent_dim, widths, size, **smooth)
+        self.decoder = Decoder(latent_dim, widths, size, channels=2, norm_code=False, **smooth)
+        self.bias = nn.Parameter(torch.zeros(2, *size))
         self.apply(initialise)
-        for last in (self.encoder.dense, self.decoder.head, pixels):
+        for last in (self.encoder.dense, self.decoder.head):
             nn.init.normal_(last.weight, std=0.01)
 
     def encode(self, x):
@@ -194,9 +209,7 @@ class VAE(nn.Module):
 
     def pixel_distribution(self, z):
         """Mean m and log scale log s of every pixel's logistic, (B, 1, H, W) each."""
-        maps = self.decoder(z).to(z.dtype)
-        maps = maps + self.perceptron(z).to(z.dtype).view(maps.shape)
-        mean, log_scale = maps.chunk(2, dim=1)
+        mean, log_scale = (self.decoder(z).to(z.dtype) + self.bias).chunk(2, dim=1)
         return torch.sigmoid(mean), log_scale.clamp(-3, 3) - 3
 
     def decode(self, z):

@@ -111,7 +111,7 @@ def test_values_keep_their_types(all_parameters):
     chosen = plan.notebooks[all_parameters / "01_all.ipynb"]
     assert chosen["latent_dim"] == 64 and chosen["lam_sae"] == 1.0 and isinstance(chosen["lam_sae"], float)
     assert chosen["faces"] == "frey" and chosen["checkpoints"] == "w" and chosen["profile"] == "quick"
-    assert chosen["n_train"] == 2048 and chosen["seed"] == 0
+    assert chosen["n_train"] == 1024 and chosen["seed"] == 0
 
 
 def test_only_reuse_takes_the_shipped_weights(all_parameters):

@@ -179,3 +179,13 @@ def test_log_likelihood_is_the_sum_over_pixels_and_finite_far_from_the_mean():
         torch.tensor([0.0, 0.5, 1.0]), torch.tensor([1.0, 0.0, 0.0]), torch.tensor(-6.0)
     )
     assert torch.isfinite(far).all()
+
+
+def test_only_a_decoder_that_normalises_its_code_is_blind_to_the_code_s_length():
+    torch.manual_seed(0)
+    z = torch.randn(4, 6)
+    for norm_code in (True, False):
+        decoder = Decoder(6, widths=(2, 4, 4), size=(8, 8), norm_code=norm_code).eval()  # its biases are 0
+        difference = (decoder(5 * z) - decoder(z)).abs().max()
+        assert (difference < 1e-4) == norm_code
+    assert not VAE(3).decoder.norm_code

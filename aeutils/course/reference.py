@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import nbformat
+import torch
 from nbclient import NotebookClient
 from scipy import stats
 
@@ -15,11 +16,15 @@ from aeutils.course.readme import write_readme
 from aeutils.course.results import REFERENCE, write_json
 from aeutils.course.settings import VALIDATION, digit_configs, face_configs, seeds_of
 from aeutils.data import DATA, load_frey_faces, load_mnist, split_frames
-from aeutils.training import SHIPPED, load_or_train
+from aeutils.latent import decode_dataset, encode_dataset
+from aeutils.losses import contractive_penalty
+from aeutils.metrics import active_share, jacobian_over_variance
+from aeutils.training import SHIPPED, AutoencoderConfig, load_or_train
 
 SEEDS = 5
 RETRAINED = 3  # seeds of a full run, which the tolerance is for
 FALSE_ALARM = 0.05  # of a whole full run
+PATH = {"none": (0.0,), "l1": (0.02, 0.04, 0.08, 0.16, 0.32), "contractive": (0.01, 0.02, 0.04, 0.08)}
 FLOORS = {"dB": 0.1, "": 0.005, "%": 0.5, "bits/dim": 0.02, "nats": 2.0}  # absolute, by unit
 
 
@@ -59,6 +64,39 @@ def face_tasks(parameters):
                 yield f"{name} {source}", config, images[split.train], images[split.val]
 
 
+def lambda_path(folder=Path("runs") / "reference" / "path"):
+    """A row for every lam on the path of each penalty, first seed, measured on the validation images."""
+    parameters = runner.defaults(next(runner.NOTEBOOKS.glob("01_*.ipynb")))
+    images, rows = load_mnist().train_images, []
+    train_images, x = images[: parameters["n_train"]], images[-VALIDATION:]
+    for penalty, lams in PATH.items():
+        for lam in lams:
+            config = AutoencoderConfig(
+                penalty=penalty, lam=lam, latent_dim=parameters["latent_dim"], epochs=parameters["epochs"]
+            )
+            model = load_or_train(config, train_images, x, folders=[SHIPPED, folder]).model.cpu()
+            h = encode_dataset(model, x)
+            generator = torch.Generator().manual_seed(0)
+            norms = [
+                contractive_penalty(model.encode, part, 16, generator).detach()
+                for part in x[:1000].split(250)
+            ]
+            row = {
+                "penalty": penalty,
+                "lam": lam,
+                "val_mse": (decode_dataset(model, h) - x).square().mean().item(),
+                "active_share": active_share(h, h.abs().amax(0)),
+                "jacobian_over_variance": jacobian_over_variance(torch.stack(norms), h),
+            }
+            rows.append(row)
+            print(
+                " ".join(
+                    f"{value:>12.4g}" if name != "penalty" else f"{value:12}" for name, value in row.items()
+                )
+            )
+    return rows
+
+
 def record():
     """Run the notebooks with all seeds from these weights into runs/reference, and keep what they found.
 
@@ -66,9 +104,9 @@ def record():
     """
     overrides = {"n_seeds": SEEDS, "n_face_seeds": SEEDS, "checkpoints": str(SHIPPED), "faces": "frey"}
     folder = Path("runs") / "reference"
-    keep(
-        runner.execute(runner.plan(runner.NOTEBOOKS, "full", overrides, folder), profile="reference"), folder
-    )
+    path = lambda_path()
+    metrics = runner.execute(runner.plan(runner.NOTEBOOKS, "full", overrides, folder), profile="reference")
+    keep(metrics | {"lambda_path": path}, folder)
 
 
 def keep(metrics, folder):
