@@ -1,10 +1,9 @@
 # make run          the four notebooks, everything trained anew, into runs/full (PROFILE=quick: minutes)
-# make test         lint, unit tests, notebooks against their committed outputs (CHECKED; the others: make nbval)
-# make nbval        all four notebooks against their committed outputs
-# make quick        a quick run of all four
+# make test         lint, unit tests, a quick run of all four, and all four against their committed outputs
 # make lab          JupyterLab on the notebooks
 # make reference    trains the shipped weights and records the reference figures anew; takes hours
 # make report       writes the report of runs/$(PROFILE) anew
+# make explorer     explorer.html: three of the trained networks in a page, moved by sliders
 # make clean        removes runs and caches
 # Each sets up .venv first if it is missing. PIP_ARGS are passed to pip install; PYTHON names the Python to build with.
 
@@ -19,7 +18,7 @@ endif
 READY := $(VENV)/.ready
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 
-.PHONY: run test lint unit notebooks nbval quick lab reference report clean
+.PHONY: run test lint unit quick notebooks lab reference report explorer clean
 .DEFAULT_GOAL := run
 
 $(READY): requirements.txt pyproject.toml
@@ -37,9 +36,7 @@ $(READY): requirements.txt pyproject.toml
 run: $(READY)
 	$(BIN)/python -m aeutils run --profile $(PROFILE)
 
-CHECKED := notebooks/04_frey_face_vae.ipynb
-
-test: lint unit notebooks
+test: lint unit quick notebooks
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -48,14 +45,11 @@ lint: $(READY)
 unit: lint
 	$(BIN)/python -m pytest -q tests
 
-notebooks: unit
-	$(BIN)/python -m pytest -q --nbval $(CHECKED)
-
-nbval: $(READY)
-	$(BIN)/python -m pytest -q --nbval notebooks
-
-quick: $(READY)
+quick: unit
 	$(BIN)/python -m aeutils run --profile quick --output runs/test
+
+notebooks: quick
+	$(BIN)/python -m pytest -q --nbval notebooks
 
 lab: $(READY)
 	$(BIN)/python -m jupyter lab notebooks
@@ -65,6 +59,9 @@ reference: $(READY)
 
 report: $(READY)
 	$(BIN)/python -m aeutils report runs/$(PROFILE)
+
+explorer: $(READY)
+	$(BIN)/python -m aeutils explorer
 
 clean:
 	rm -rf runs .pytest_cache .ruff_cache .hypothesis

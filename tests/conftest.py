@@ -11,7 +11,7 @@ from IPython.display import Markdown, display
 key, draw = "application/vnd.aeutils.results+json", {{"value": 2.5, "per_seed": [2.5], "ci95": None, "unit": "dB"}}
 found = {{"claim": "a < b", "contrast": "b - a", "verdict": "not enough seeds", "effect": 1.0, "ci95": None, "n": 1}}
 results = {{"number": "{n}", "profile": profile, "seeds": [0], "faces": "{faces}", "parameters": {{}},
-           "metrics": {{"{n}.cae.psnr_db": draw}}, "verdicts": {{"E{n}": found}}}}
+           "metrics": {{"{n}.cae.psnr_db": draw}}, "verdicts": {{"E{n}": found}}, "labels": {{"unit_0": "smile"}}}}
 alt = "Figure {n}.1. A pixel with <b>a tag</b>."
 display({{"image/png": "{pixel}", "text/plain": alt}}, raw=True,
         metadata={{"image/png": {{"alt": alt}}, "aeutils": {{"figure": "{n}.1"}}}})

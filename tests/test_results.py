@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from aeutils.course import reference as reference_run
 from aeutils.course import report, results
 from aeutils.course.results import MIME, Results, load_reference, write_json
 from aeutils.course.settings import check_parameters, digit_configs, face_configs, folders_for, seeds_of
+from aeutils.training import AutoencoderConfig, load_or_train
 
 
 def entry(value, tolerance=0.1, per_seed=(), **more):
@@ -288,3 +290,18 @@ def test_face_models_share_width_and_budget():
     faces = face_configs(seed=0, face_latent_dim=20, face_epochs=3, beta=1.0, data="frey/random-0")
     for name in ("latent_dim", "widths", "epochs", "batch_size", "data", "seed"):
         assert getattr(faces["vae"], name) == getattr(faces["ae"], name)
+
+
+def test_the_lambda_path_has_a_row_for_every_lam_measured_on_validation_images(monkeypatch, tmp_path):
+    images = torch.rand(456, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    small = {"n_train": 256, "latent_dim": 4, "epochs": 1}
+    monkeypatch.setattr(reference_run, "PATH", {"none": (0.0,), "l1": (0.1, 0.2)})
+    monkeypatch.setattr(reference_run, "VALIDATION", 200)
+    monkeypatch.setattr(reference_run, "load_mnist", lambda: SimpleNamespace(train_images=images))
+    monkeypatch.setattr(reference_run.runner, "defaults", lambda path: small)
+    rows = reference_run.lambda_path(tmp_path)
+    assert [(row["penalty"], row["lam"]) for row in rows] == [("none", 0.0), ("l1", 0.1), ("l1", 0.2)]
+    config = AutoencoderConfig(latent_dim=4, epochs=1)
+    model = load_or_train(config, images[:256], folders=[tmp_path]).model
+    assert rows[0]["val_mse"] == pytest.approx((model(images[256:]) - images[256:]).square().mean().item())
+    assert rows == reference_run.lambda_path(tmp_path)  # from the weights that are there

@@ -1,4 +1,4 @@
-"""The command line: run, data, report, reference. Exit status 0; 1 a run failed; 2 bad input, or figures are off."""
+"""The command line: run, data, report, explorer, reference. Exit status 1: a run failed; 2: bad input, figures off."""
 
 import os
 import sys
@@ -111,6 +111,17 @@ def report(folder):
     if not (Path(folder) / "metrics.json").is_file():
         raise click.ClickException(f"{folder} holds no metrics.json; name the folder of a run that finished.")
     click.echo(f"Report: {reporting.write(Path(folder))}")
+
+
+@cli.command()
+@click.option(
+    "--output", metavar="FILE", default="explorer.html", help="Where to; explorer.html if not given."
+)
+def explorer(output):
+    """Write a page on which three of the trained networks run, and can be moved by sliders."""
+    from aeutils.course import explorer as make
+
+    click.echo(f"Explorer: {make.write(Path(output))}")
 
 
 @cli.command()

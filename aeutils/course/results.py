@@ -31,7 +31,7 @@ class Results:
 
     def __init__(self, number, profile, seeds, faces="frey", parameters=None):
         self.number, self.profile, self.seeds, self.faces = f"{int(number):02d}", profile, list(seeds), faces
-        self.parameters, self.metrics, self.verdicts = dict(parameters or {}), {}, {}
+        self.parameters, self.metrics, self.verdicts, self.labels = dict(parameters or {}), {}, {}, {}
 
     def add(self, name, values, unit=""):
         """Record a metric, "cae.psnr_db.alpha_0.4": one number, or one a seed, which gives a mean and an interval.
@@ -84,7 +84,7 @@ class Results:
         """Display what the course runner collects; a reader sees one line."""
         from IPython.display import display
 
-        keys = ("number", "profile", "seeds", "faces", "parameters", "metrics", "verdicts")
+        keys = ("number", "profile", "seeds", "faces", "parameters", "metrics", "verdicts", "labels")
         line = f"{len(self.metrics)} metrics, {len(self.verdicts)} verdicts"
         display({MIME: {key: getattr(self, key) for key in keys}, "text/plain": line}, raw=True)
 

@@ -191,4 +191,5 @@ def collect(folder, plan, profile, seconds):
         "parameters": {path.name[:2]: parameters for path, parameters in plan.notebooks.items()},
         "metrics": {key: entry for results in published for key, entry in results["metrics"].items()},
         "verdicts": {key: entry for results in published for key, entry in results["verdicts"].items()},
+        "labels": {f"{r['number']}.{key}": text for r in published for key, text in r["labels"].items()},
     }
