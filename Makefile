@@ -4,6 +4,7 @@
 # make reference    trains the shipped weights and records the reference figures anew; takes hours
 # make report       writes the report of runs/$(PROFILE) anew
 # make explorer     explorer.html: three of the trained networks in a page, moved by sliders
+# make browser-test the explorer and a run's report in a headless Chromium (Debian: installed if missing)
 # make clean        removes runs and caches
 # Each sets up .venv first if it is missing. PIP_ARGS are passed to pip install; PYTHON names the Python to build with.
 
@@ -18,7 +19,7 @@ endif
 READY := $(VENV)/.ready
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 
-.PHONY: run test lint unit quick notebooks lab reference report explorer clean
+.PHONY: run test lint unit quick notebooks lab reference report explorer browser-test clean
 .DEFAULT_GOAL := run
 
 $(READY): requirements.txt pyproject.toml
@@ -62,6 +63,11 @@ report: $(READY)
 
 explorer: $(READY)
 	$(BIN)/python -m aeutils explorer
+
+browser-test: $(READY)
+	command -v chromium || command -v google-chrome || (apt-get update -q && apt-get install -qy chromium)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet playwright==1.65.2
+	$(BIN)/python -m pytest -q tests/browser
 
 clean:
 	rm -rf runs .pytest_cache .ruff_cache .hypothesis

@@ -284,9 +284,8 @@ def load_or_train(config, images, val_images=None, *, folders, device="auto", pr
         if path.exists():
             tensors, meta = read_checkpoint(path)
             if meta["config"] == json.dumps(asdict(config)) and mark in (None, meta["data"]):
-                model = config.build(json.loads(meta["size"]))
-                model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
-                return Trained(model.to(device).eval(), json.loads(meta["history"]), True)
+                model = restore(config, tensors, json.loads(meta["size"]), device)
+                return Trained(model, json.loads(meta["history"]), True)
     if images is None:
         raise FileNotFoundError(
             f"there is no checkpoint {path.name} in {', '.join(map(str, folders))}, and no data."
@@ -299,8 +298,14 @@ def load_or_train(config, images, val_images=None, *, folders, device="auto", pr
     meta = {"config": json.dumps(asdict(config)), "data": mark, "size": json.dumps(size)}
     write_checkpoint(path, tensors, meta | {"history": json.dumps(history)})
     resume.unlink(missing_ok=True)
+    return Trained(restore(config, tensors, size, device), history, False)
+
+
+def restore(config, tensors, size, device):
+    """The model of a checkpoint's tensors; memory laid out alike whether it was trained here or reloaded."""
+    model = config.build(size)
     model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
-    return Trained(model.eval(), history, False)
+    return model.to(device).eval()
 
 
 def digest_of(tensors, meta):

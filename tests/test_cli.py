@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -209,7 +210,7 @@ time.sleep(600)
 
 
 def test_an_interrupted_run_says_how_to_go_on(all_parameters, capsys, monkeypatch):
-    def interrupt(plan):
+    def interrupt(plan, keep_going):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(runner, "execute", interrupt)
@@ -218,7 +219,7 @@ def test_an_interrupted_run_says_how_to_go_on(all_parameters, capsys, monkeypatc
 
 
 def test_a_full_disk_is_a_sentence(all_parameters, capsys, monkeypatch):
-    def full(plan):
+    def full(plan, keep_going):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(runner, "execute", full)
@@ -231,3 +232,20 @@ def test_another_python_is_refused(monkeypatch, capsys):
     with pytest.raises(SystemExit) as exit:
         aeutils.__main__.main()
     assert exit.value.code == 2 and "3.11, 3.12 or 3.13, and this is 3.10.4" in capsys.readouterr().err
+
+
+def test_keep_going_runs_on_and_lists_the_exercises(course, capsys):
+    said = 'print("exercise 1: right")'
+    make_notebook(course / "01_one.ipynb", said, "1 / 0", 'print("exercise 2: not yet")', publish("01"))
+    make_notebook(course / "02_two.ipynb", publish("02"), 'print("exercise 1: not tried yet")')
+    arguments = ["run", "--notebooks", str(course), "--output", "out", "--profile", "quick", "--keep-going"]
+    assert cli.command_line(arguments) == 1
+    error = capsys.readouterr().err
+    assert "01_one.ipynb failed in cell 5" in error and "ZeroDivisionError" in error and "index.html" in error
+    rows = (Path("out") / "exercises.csv").read_text().splitlines()
+    assert rows == [
+        "notebook,exercise,result", "01,1,right", "01,2,not yet", "02,1,not tried yet"
+    ]  # fmt: skip
+    assert "its check says" in (Path("out") / "index.html").read_text()
+    assert json.loads((Path("out") / "metrics.json").read_text())["metrics"]["01.cae.psnr_db"]["value"] == 2.5
+    assert "raises-exception" not in (course / "01_one.ipynb").read_text()

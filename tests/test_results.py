@@ -305,3 +305,17 @@ def test_the_lambda_path_has_a_row_for_every_lam_measured_on_validation_images(m
     model = load_or_train(config, images[:256], folders=[tmp_path]).model
     assert rows[0]["val_mse"] == pytest.approx((model(images[256:]) - images[256:]).square().mean().item())
     assert rows == reference_run.lambda_path(tmp_path)  # from the weights that are there
+
+
+@pytest.mark.parametrize(
+    ("mine", "holds", "said"),
+    [
+        (None, lambda f: True, "not tried yet"),
+        (len, lambda f: f("ab") == 2, "right"),
+        (len, lambda f: f("ab") == 3, "not yet"),
+        (len, lambda f: f(1), "not yet (TypeError: object of type 'int' has no len())"),
+    ],
+)
+def test_an_exercise_answers_back_and_never_stops_the_notebook(mine, holds, said, capsys):
+    results.exercise(7, mine, holds)
+    assert capsys.readouterr().out == f"exercise 7: {said}\n"

@@ -58,9 +58,12 @@ def cli():
     metavar="NAME VALUE",
     help="Set a notebook parameter; may be repeated.",
 )
-@click.option("--notebooks", metavar="DIR", default=str(runner.NOTEBOOKS), hidden=True)
-def run(profile, output, reuse, parameters, notebooks):
-    """Run the four notebooks and write a report.
+@click.option("--notebooks", metavar="DIR", default=str(runner.NOTEBOOKS), help="Run those in DIR instead.")
+@click.option(
+    "--keep-going", is_flag=True, help="Run on after a cell that fails; the exit status is 1 all the same."
+)
+def run(profile, output, reuse, parameters, notebooks, keep_going):
+    """Run the four notebooks and write a report, with what the exercises' checks said in exercises.csv.
 
     Weights are trained into DIR/checkpoints. The same command again takes up the weights that are there, and a
     training where it was interrupted.
@@ -68,7 +71,7 @@ def run(profile, output, reuse, parameters, notebooks):
     plan = runner.plan(notebooks, profile, dict(parameters), output or Path("runs") / profile, reuse)
     if any(plan.checkpoints.glob("*")) and not reuse:
         click.echo(f"Weights found in {plan.checkpoints} are taken up where their configuration matches.")
-    metrics = runner.execute(plan)
+    metrics = runner.execute(plan, keep_going=keep_going)
     rows, off = reporting.comparison(metrics)
     click.echo(reporting.as_text(rows))
     click.echo(f"Report: {plan.folder / 'index.html'}")

@@ -28,26 +28,7 @@ PLAIN = (  # what latex2mathml does not know, as what it does
     (r"\\operatorname\*", r"\\operatorname"),
     (r"\\arg\b", r"\\operatorname{arg}"),
 )
-STYLE = """
-@font-face { font-family: "STIX Two Math"; src: local("STIX Two Math"), url("FONT") }
-:root { color-scheme: light }
-body { font: 16px/1.55 system-ui, sans-serif; color: #1b1b1b; max-width: 62rem; margin: 0 auto 4rem; padding: 0 1.2rem }
-h1, h2, h3 { line-height: 1.25; margin-top: 1.8em }
-a { color: #0072B2 } .anchor-link { visibility: hidden; text-decoration: none }
-img { max-width: 100%; height: auto } figure { margin: 1.2rem 0 } figcaption { font-size: .9rem; color: #444 }
-pre, code { font: .84rem/1.45 ui-monospace, Menlo, Consolas, monospace }
-pre { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere }
-.highlight { background: #f5f6f7; border-left: 3px solid #ccd; padding: .6rem .8rem; margin: .8rem 0 .4rem }
-.output_stream, .output_text { padding: .2rem .9rem } .output_stderr { color: #777 }
-.output_error { background: #fdecea }
-.prompt { display: none } math[display=block] { margin: .8em 0 } math { font-family: "STIX Two Math", math }
-mtd { padding: .2em .1em } mtd[columnalign=right] { text-align: right } mtd[columnalign=left] { text-align: left }
-table { border-collapse: collapse; margin: .8rem 0; font-size: .92rem; display: block; overflow-x: auto }
-th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; text-align: left; font-variant-numeric: tabular-nums }
-details { border: 1px solid #ddd; border-radius: 4px; padding: .4rem .9rem; margin: .6rem 0 }
-summary { cursor: pointer } .off { color: #b00020; font-weight: 600 }
-.loud { background: #b34700; color: #fff; padding: .7rem 1rem; font-weight: 600 }
-"""
+STYLE = Path(__file__).with_name("report.css")
 
 
 class Renderer(IPythonRenderer):
@@ -126,7 +107,11 @@ def notebook_html(notebook):
     exporter = HTMLExporter(template_name="basic")
     exporter.register_filter("markdown2html", markdown)
     body = exporter.from_notebook_node(notebook)[0]
-    return f'<p><a href="index.html">The run\'s report</a></p>\n{body}'
+    top = (
+        '<a href="index.html">The run\'s report</a> · '
+        '<label><input type="checkbox" id="hide-code"> hide the code</label>'
+    )
+    return f"<p>{top}</p>\n{body}"
 
 
 def strip_widgets(notebook):
@@ -139,7 +124,9 @@ def strip_widgets(notebook):
 
 
 def page(title, body):
-    style = STYLE.replace("FONT", FONT) + HtmlFormatter().get_style_defs(".highlight")
+    style = STYLE.read_text(encoding="utf-8").replace("FONT", FONT) + HtmlFormatter().get_style_defs(
+        ".highlight"
+    )
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width">\n'
@@ -180,6 +167,9 @@ def index_html(metrics, chapters):
     for number in sorted({row[0][:2] for row in rows}):
         of_notebook = table(head, [row for row in rows if row[0].startswith(number)])
         parts.append(f"<details><summary>Notebook {number}</summary>{of_notebook}</details>")
+    if any(said != "not tried yet" for said in metrics.get("exercises", {}).values()):
+        tried = [(*key.split("."), said) for key, said in metrics["exercises"].items()]
+        parts += ["<h2>Exercises</h2>", table(("notebook", "exercise", "its check says"), tried)]
     how = [(key, ", ".join(map(str, metrics[key]))) for key in ("seeds",)] + [("device", metrics["device"])]
     how += [
         ("faces", {"frey": "Frey Face, 1965 frames"}.get(metrics["faces"], "drawn stand-in")),

@@ -1,6 +1,7 @@
 """Running the notebooks into a folder: parameters checked first, then papermill, then the report."""
 
 import ast
+import csv
 import os
 import re
 import sys
@@ -24,6 +25,7 @@ from aeutils.training import pick_device
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 VERSIONS = ("aeutils", "torch", "numpy", "scipy", "scikit-learn", "matplotlib")
+EXERCISE = re.compile(r"^exercise (\d+): (.+)$", re.M)
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -91,9 +93,12 @@ def listing(known):
     return "; ".join(f"{where}: {', '.join(names)}" for where, names in groups.items() if names)
 
 
-def execute(plan, profile=None):
-    """Run the notebooks, write the run folder and return what is in its metrics.json. RunFailed if a cell fails."""
-    folder = plan.folder
+def execute(plan, profile=None, keep_going=False):
+    """Run the notebooks, write the run folder and return what is in its metrics.json. RunFailed if a cell fails.
+
+    With `keep_going` the cells after it and the other notebooks run all the same, and the report is written first.
+    """
+    folder, failed = plan.folder, []
     folder.mkdir(parents=True, exist_ok=True)
     with only_run_in(folder):
         for stale in ("metrics.json", "index.html"):
@@ -103,11 +108,19 @@ def execute(plan, profile=None):
         for path, parameters in bar:
             bar.set_postfix_str(path.stem)
             start = time.monotonic()
-            run_notebook(path, folder / path.name, parameters)
+            try:
+                run_notebook(path, folder / path.name, parameters, keep_going)
+            except RunFailed as error:
+                if not keep_going:
+                    raise
+                failed.append(str(error))
             seconds[path.stem] = round(time.monotonic() - start, 1)
         metrics = collect(folder, plan, profile or plan.profile, seconds)
         write_json(folder / "metrics.json", metrics)
+        write_exercises(folder / "exercises.csv", metrics["exercises"])
         report.write(folder)
+    if failed:
+        raise RunFailed("\n\n".join([*failed, f"Report: {folder / 'index.html'}"]))
     return metrics
 
 
@@ -127,14 +140,18 @@ def only_run_in(folder):
         lock.release()
 
 
-def run_notebook(path, output, parameters):
+def run_notebook(path, output, parameters, keep_going=False):
     """Execute one notebook into `output`, which keeps what ran if a cell fails."""
     use_own_kernel()
+    source = path
+    if keep_going:
+        source = output.with_suffix(".tmp.ipynb")
+        nbformat.write(tolerant(nbformat.read(path, as_version=4)), source)
     quiet = ["--IPKernelApp.log_level=CRITICAL"]
     bar = {"desc": f"  {path.stem}", "leave": False, "position": 1}
     try:
         papermill.execute_notebook(
-            path,
+            source,
             output,
             parameters,
             kernel_name="python3",
@@ -154,6 +171,18 @@ def run_notebook(path, output, parameters):
             f"{path.name}: the kernel died in cell {last_cell(output)}, perhaps for want of memory. "
             f"The notebook up to there is kept in {output}; the same command goes on with what is trained so far."
         ) from None
+    finally:
+        if keep_going:
+            source.unlink(missing_ok=True)
+
+
+def tolerant(notebook):
+    """The notebook with every cell allowed to fail, the parameters aside."""
+    for cell in notebook.cells:
+        tags = cell.metadata.setdefault("tags", [])
+        if cell.cell_type == "code" and "parameters" not in tags:
+            tags.append("raises-exception")
+    return notebook
 
 
 def use_own_kernel():
@@ -175,10 +204,13 @@ def last_cell(path):
 
 def collect(folder, plan, profile, seconds):
     """The run's metrics.json, from what the notebooks published."""
-    published = []
+    published, exercises = [], {}
     for path in plan.notebooks:
         for cell in nbformat.read(folder / path.name, as_version=4).cells:
             published += [out["data"][MIME] for out in cell.get("outputs", ()) if MIME in out.get("data", {})]
+            for out in cell.get("outputs", ()):
+                for number, said in EXERCISE.findall(out.get("text", "")):
+                    exercises[f"{path.name[:2]}.{number}"] = said
     first = next(iter(plan.notebooks.values()))
     drawn = any(results["faces"] == "synthetic" for results in published)
     return {
@@ -191,5 +223,14 @@ def collect(folder, plan, profile, seconds):
         "parameters": {path.name[:2]: parameters for path, parameters in plan.notebooks.items()},
         "metrics": {key: entry for results in published for key, entry in results["metrics"].items()},
         "verdicts": {key: entry for results in published for key, entry in results["verdicts"].items()},
+        "exercises": exercises,
         "labels": {f"{r['number']}.{key}": text for r in published for key, text in r["labels"].items()},
     }
+
+
+def write_exercises(path, exercises):
+    """One row an exercise: notebook, exercise, what its check said."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(("notebook", "exercise", "result"))
+        rows.writerows((*key.split("."), said) for key, said in exercises.items())
