@@ -1,7 +1,5 @@
 """The explorer in a real browser: what it draws is what PyTorch computes, and every control moves something."""
 
-import shutil
-
 import numpy as np
 import pytest
 import torch
@@ -11,9 +9,6 @@ from aeutils.course.settings import digit_models, face_models
 from aeutils.data import load_frey_faces, load_mnist
 from aeutils.latent import different_pairs, interpolate
 
-playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
 GREY = 1 / 255
 
 
@@ -26,14 +21,6 @@ def path(tmp_path_factory):
     path = explorer.write(tmp_path_factory.mktemp("explorer") / "explorer.html")
     assert path.stat().st_size < 8e6
     return path
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(params=[(1280, 900), (390, 844)], ids=["desktop", "phone"])

@@ -1,15 +1,11 @@
 """A run's report in a real browser: it is drawn without a network, fits a phone, and folds its code."""
 
 import json
-import shutil
 
 import pytest
 
 from aeutils.course import report, runner
 
-playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
 STEMS = [path.stem for path in sorted(runner.NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))]
 
 
@@ -24,14 +20,6 @@ def folder(tmp_path_factory):
     (folder / "metrics.json").write_text(json.dumps(metrics))
     report.write(folder)
     return folder
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.mark.parametrize("width", [1280, 390])
