@@ -35,13 +35,13 @@ class Renderer(IPythonRenderer):
     """Markdown with its formulas as MathML, which browsers draw without a script."""
 
     def block_math(self, body):
-        return mathml(body, "block")
+        return f'<div class="formula">{mathml(body, "block")}</div>'
 
     def inline_math(self, body):
         return mathml(body, "inline")
 
     def latex_environment(self, name, body):
-        return mathml(f"\\begin{{{name}}}{body}\\end{{{name}}}", "block")
+        return self.block_math(f"\\begin{{{name}}}{body}\\end{{{name}}}")
 
 
 def mathml(latex, display):
