@@ -24,7 +24,7 @@ from aeutils.training import SHIPPED, AutoencoderConfig, load_or_train
 SEEDS = 5
 RETRAINED = 3  # seeds of a full run, which the tolerance is for
 FALSE_ALARM = 0.05  # of a whole full run
-PATH = {"none": (0.0,), "l1": (0.02, 0.05, 0.12, 0.24), "contractive": (0.02, 0.04, 0.08)}
+PATH = {"none": (0.0,), "l1": (0.02, 0.05, 0.06, 0.12, 0.18, 0.24), "contractive": (0.02, 0.04, 0.08)}
 FLOORS = {"dB": 0.1, "": 0.005, "%": 0.5, "bits/dim": 0.02, "nats": 2.0}  # absolute, by unit
 
 
