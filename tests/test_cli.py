@@ -9,11 +9,11 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from small_notebooks import make_notebook, publish
 
 import aeutils.__main__
 from aeutils.course import cli, results, runner
 from aeutils.course.settings import PARAMETERS
-from conftest import make_notebook, publish
 
 
 def snapshot(folder):
