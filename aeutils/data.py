@@ -270,17 +270,25 @@ def _place(content, name, folders):
 
 
 def write_atomically(path, content):
-    """Write bytes beside their place, then rename: whatever happens, `path` is whole, old or new."""
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}", suffix=".tmp")
+    """Write bytes beside their place, then rename: whatever happens, `path` is whole, old or new.
+
+    An OSError names `path`.
+    """
+    part = None
     try:
+        handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}", suffix=".tmp")
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(part, 0o644)
         os.replace(part, path)
-    except BaseException:
-        Path(part).unlink(missing_ok=True)
+    except BaseException as error:
+        if part:
+            with suppress(OSError):
+                os.unlink(part)
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
 

@@ -275,8 +275,9 @@ def load_or_train(config, images, val_images=None, *, folders, device="auto", pr
     """The checkpoint of config on these images from the first folder that has one, else train and keep it in the last.
 
     Weights are kept, and used, in half precision, so that a run that trains and a run that reloads give the same
-    figures. Without `images` (None) a checkpoint must be there. Raises ValueError on a damaged checkpoint and
-    FileNotFoundError where there is neither checkpoint nor images.
+    figures. A training that was interrupted goes on after the last epoch that was kept. Without `images` (None) a
+    checkpoint must be there. Raises ValueError on a damaged checkpoint and FileNotFoundError where there is neither
+    checkpoint nor images.
     """
     device, mark = pick_device(device), None if images is None else fingerprint(images)
     for folder in folders:
@@ -292,7 +293,11 @@ def load_or_train(config, images, val_images=None, *, folders, device="auto", pr
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     resume = path.with_suffix(".resume")
-    model, history = fit(config, images, val_images, resume=resume, device=device, progress=progress)
+    try:
+        model, history = fit(config, images, val_images, resume=resume, device=device, progress=progress)
+    except KeyboardInterrupt:
+        kept = f"goes on from {resume}" if resume.exists() else "starts anew: no epoch was kept yet"
+        raise KeyboardInterrupt(f"the training was interrupted; the same call {kept}.") from None
     tensors = {name: tensor.detach().half().cpu().contiguous() for name, tensor in model.state_dict().items()}
     size = [int(n) for n in images.shape[-2:]]
     meta = {"config": json.dumps(asdict(config)), "data": mark, "size": json.dumps(size)}

@@ -1,6 +1,7 @@
 """The command line: what it refuses, before anything is written, and what a run leaves behind."""
 
 import json
+import math
 import re
 import signal
 import subprocess
@@ -13,7 +14,7 @@ from small_notebooks import make_notebook, publish
 
 import aeutils.__main__
 from aeutils.course import cli, results, runner
-from aeutils.course.settings import PARAMETERS
+from aeutils.course.settings import PARAMETERS, check_parameters
 
 
 def snapshot(folder):
@@ -97,13 +98,89 @@ def test_known_parameters_are_listed_by_notebook(course):
         (["report"], "DIR"),
         (["report", "nowhere"], "nowhere"),
         (["reference", "--all"], "--all"),
+        (["run", "--profile", ""], "'quick', 'full'"),
+        (["run", "--reuse=1"], "does not take a value"),
+        (["run", "--keep-going=yes"], "does not take a value"),
+        (["run", "--output"], "requires an argument"),
+        (["run", "--notebooks"], "requires an argument"),
+        (["run", "--notebooks", ""], "'' holds no notebook named like 01_title.ipynb"),
+        (["run", "--notebooks", "a-file"], "'a-file' holds no notebook"),
+        (["run", "--notebooks", "broken"], "01_broken.ipynb is no notebook whose parameters can be read"),
+        (["run", "-p", "seed", "-p", "seed"], "extra argument (seed)"),
+        (["report", "a-file"], "name the folder of a run"),
+        (["report", ""], "'' holds no metrics.json"),
+        (["report", "nowhere", "else"], "else"),
+        (["explorer", "--output"], "requires an argument"),
+        (["explorer", "--output", "notebooks"], "name a file in a folder that is there"),
+        (["explorer", "--output", "nowhere/x.html"], "--output is 'nowhere/x.html'"),
+        (["explorer", "--output", "a-file/x.html"], "--output is 'a-file/x.html'"),
+        (["explorer", "x.html"], "x.html"),
+        (["reference", "--notebooks=1"], "does not take a value"),
+        (["data", "frey"], "frey"),
     ],
 )
 def test_bad_options_are_refused(all_parameters, capsys, arguments, said):
     (all_parameters.parent / "a-file").touch()
+    broken = all_parameters.parent / "broken"
+    broken.mkdir()
+    (broken / "01_broken.ipynb").write_text("{}")
     if arguments[0] == "run" and "--notebooks" not in arguments:
         arguments = ["run", "--notebooks", str(all_parameters), *arguments[1:]]
     assert said in refused(capsys, all_parameters.parent, *arguments)
+
+
+def test_no_option_is_left_out_of_the_bad_ones():
+    (table,) = (m for m in test_bad_options_are_refused.pytestmark if m.name == "parametrize")
+    tried = {(row[0][0], word.split("=")[0]) for row in table.args[1] for word in row[0][1:]}
+    for name, found in cli.cli.commands.items():
+        for option in found.params:
+            if option.param_type_name == "option":
+                assert any((name, word) in tried for word in option.opts), (name, option.opts)
+            else:
+                assert (name, "nowhere") in tried
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["{not json", "{}", "[]", "seed: int = f()", "seed: int = ", "lr: float = 0.1", "seed: int = 'x'"],
+)
+def test_a_notebook_whose_parameters_cannot_be_read_is_refused(course, capsys, content):
+    path = course / "01_odd.ipynb"
+    if ":" in content:
+        make_notebook(path, parameters=content + "\n")
+    else:
+        path.write_text(content)
+    sentence = refused(capsys, course.parent, "run", "--notebooks", str(course), "--output", "out")
+    assert "01_odd.ipynb" in sentence or "must be" in sentence or "the parameters are" in sentence
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[1]", '{"metrics": 1}', '{"profile": "quick"'])
+def test_a_report_of_damaged_metrics_is_refused(course, capsys, content):
+    (course / "metrics.json").write_text(content)
+    assert cli.command_line(["report", str(course)]) == 2
+    error = capsys.readouterr().err
+    assert re.fullmatch(r"Error: [^\n]+ is not as a run left it [^\n]+; run into it again.\n", error)
+    assert str(course) in error and not (course / "index.html").exists()
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_every_parameter_refuses_what_papermill_can_pass(name):
+    kind, *allowed = PARAMETERS[name]
+    wrong = [None, [], [1], {}, b"1", True, 1j, math.nan, math.inf, -math.inf]
+    if kind is str:
+        wrong += [0, 1.5, *(["other", "", "Auto"] if allowed[0] else [__file__])]
+    else:
+        smallest, largest, example = allowed
+        wrong += ["", str(example), smallest - 1, largest + 1, -(10**400), 10**400]
+        wrong += [float(example)] if kind is int else []
+    for value in wrong:
+        with pytest.raises(ValueError) as refusal:
+            check_parameters({name: value})
+        sentence = str(refusal.value)
+        assert sentence.startswith(f"{name} is {value!r}") and re.search(
+            "must be|can be|name a folder", sentence
+        )
+        assert "\n" not in sentence and sentence.endswith(".")
 
 
 def test_values_keep_their_types(all_parameters):

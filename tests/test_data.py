@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from damage import damaged
 from scipy.io import savemat
 
 from aeutils import data
@@ -70,12 +71,15 @@ def frey(house, monkeypatch):
 
 @pytest.fixture
 def server():
-    """A loopback server: `answers[path]` is (status, bytes, declared length, pause in seconds or "drip")."""
+    """A loopback server: `answers[path]` is (status or None, bytes, declared length, pause in seconds or "drip")."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
             server.asked.append(self.path)
             status, body, length, pause = server.answers[self.path]
+            if status is None:
+                done.wait(pause)
+                return
             self.send_response(status)
             self.send_header("Content-Length", str(length))
             self.end_headers()
@@ -162,6 +166,27 @@ def test_a_flipped_bit_in_mnist_is_refused(house, monkeypatch, name):
         data.load_mnist()
     for part in (str(raw / name), sha256(content), data.MNIST_FILES[name], "delete"):
         assert part in str(refusal.value)
+
+
+def test_every_one_of_100_corruptions_of_an_mnist_file_is_found(house, monkeypatch):
+    name, other = "t10k-labels-idx1-ubyte.gz", "train-labels-idx1-ubyte.gz"
+    monkeypatch.setattr(data, "MNIST_FILES", {name: data.MNIST_FILES[name]})
+    path = house / "data/MNIST/raw" / name
+    path.parent.mkdir(parents=True)
+    for bad in damaged((RAW / name).read_bytes(), [(RAW / other).read_bytes(), b"<html>"]):
+        path.write_bytes(bad)
+        with pytest.raises(ValueError, match="is corrupt"):
+            data.load_mnist()
+    assert files_in(house) == [f"data/MNIST/raw/{name}"]
+
+
+def test_every_one_of_100_corruptions_of_the_frey_file_is_found(house, frey):
+    content, pixels = frey
+    savemat(house / "other.mat", {"ff": pixels[::-1].T})
+    for bad in damaged(content, [(house / "other.mat").read_bytes(), b"<html>"]):
+        (house / "data/frey_rawface.mat").write_bytes(bad)
+        with pytest.raises(ValueError, match="is corrupt"):
+            data.load_frey_faces()
 
 
 def test_mnist_is_read_from_root_or_aeutils_data_and_nothing_is_unpacked(house, monkeypatch, mnist):
@@ -294,6 +319,7 @@ BAD = {
     "a flipped bit": (200, "flipped"),
     "nothing": (200, b""),
     "silence": (200, "all", "all", 5),
+    "no answer": (None, "all", "all", 5),
 }
 
 

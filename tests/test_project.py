@@ -72,6 +72,20 @@ def test_parameters_are_declared_once_and_pass_in_every_profile(path):
 
 
 @notebooks
+def test_the_cell_after_the_parameters_refuses_bad_ones(path):
+    cells = code_cells(path)
+    at = next(i for i, cell in enumerate(cells) if "parameters" in tags(cell))
+    names = {}
+    for cell in cells[: at + 1]:
+        exec(cell.source, names)
+    for name, value in runner.defaults(path).items():
+        kind, *allowed = PARAMETERS[name]
+        for bad in (None, __file__, *([] if kind is str else [allowed[0] - 1, allowed[1] + 1, str(value)])):
+            with pytest.raises(ValueError, match=rf"^{name} is .+; |^{name} is .+, which is no folder"):
+                exec(cells[at + 1].source, names | {name: bad})
+
+
+@notebooks
 def test_a_notebook_is_committed_executed_and_clean(path):
     assert path.stat().st_size < 3e6
     assert set(read(path).metadata) <= {"kernelspec", "language_info"}

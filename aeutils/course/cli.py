@@ -25,8 +25,11 @@ def command_line(arguments=None):
     except ValueError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2
-    except (RunFailed, OSError) as error:
+    except RunFailed as error:
         print(f"Error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"Error: {in_a_sentence(error)}", file=sys.stderr)
         return 1
     except (KeyboardInterrupt, click.Abort):
         same = " ".join(["python -m aeutils", *(sys.argv[1:] if arguments is None else arguments)])
@@ -34,6 +37,16 @@ def command_line(arguments=None):
             f"\nInterrupted. The same command goes on, with what is trained so far: {same}", file=sys.stderr
         )
         return 130
+
+
+def in_a_sentence(error):
+    """What an OSError says, and what to do about it."""
+    if error.errno is None:
+        return str(error)
+    return (
+        f"{error.filename or 'a file'} cannot be used ({error.strerror}); put that right, or name another folder, "
+        "and the same command goes on, with what is trained so far."
+    )
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -112,8 +125,15 @@ def data():
 def report(folder):
     """Write the HTML, figures and index.html of the run folder DIR anew, without running anything."""
     if not (Path(folder) / "metrics.json").is_file():
-        raise click.ClickException(f"{folder} holds no metrics.json; name the folder of a run that finished.")
-    click.echo(f"Report: {reporting.write(Path(folder))}")
+        raise click.ClickException(
+            f"{folder!r} holds no metrics.json; name the folder of a run that finished."
+        )
+    try:
+        click.echo(f"Report: {reporting.write(Path(folder))}")
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise click.ClickException(
+            f"{folder} is not as a run left it ({type(error).__name__}: {error}); run into it again."
+        ) from None
 
 
 @cli.command()
@@ -122,6 +142,10 @@ def report(folder):
 )
 def explorer(output):
     """Write a page on which three of the trained networks run, and can be moved by sliders."""
+    if Path(output).is_dir() or not Path(output).absolute().parent.is_dir():
+        raise click.ClickException(
+            f"--output is {output!r}, which is a folder or lies in none; name a file in a folder that is there."
+        )
     from aeutils.course import explorer as make
 
     click.echo(f"Explorer: {make.write(Path(output))}")

@@ -13,7 +13,7 @@ from sklearn.manifold import TSNE
 from aeutils.course import runner
 from aeutils.course.results import load_reference
 from aeutils.course.settings import digit_models, face_models
-from aeutils.data import load_frey_faces, load_mnist, split_frames
+from aeutils.data import load_frey_faces, load_mnist, split_frames, write_atomically
 from aeutils.latent import blend, different_pairs, encode_dataset
 from aeutils.losses import gaussian_kl_units
 from aeutils.plots import LABELS
@@ -31,10 +31,14 @@ def write(path, n_pairs=20, n_map=N_MAP):
     faces = runner.defaults(next(runner.NOTEBOOKS.glob("04_*.ipynb")))
     payload = {"face": face(faces), **blends_and_map(digits, n_pairs, n_map)}
     html = TEMPLATE.read_text(encoding="utf-8")
-    words = {"SLIDERS": len(payload["face"]["units"]), "ALPHAS": STEPS - 1, "PAYLOAD": json.dumps(payload)}
+    words = {
+        "SLIDERS": len(payload["face"]["units"]),
+        "ALPHAS": STEPS - 1,
+        "PAYLOAD": json.dumps(payload).replace("<", r"\u003c"),
+    }
     for word, value in words.items():
         html = html.replace(word, str(value), 1)
-    Path(path).write_text(html, encoding="utf-8")
+    write_atomically(Path(path), html.encode())
     return Path(path)
 
 

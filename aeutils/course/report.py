@@ -3,12 +3,12 @@
 import hashlib
 import json
 import re
-import shutil
 from base64 import b64decode
 from html import escape
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.parse import quote
 
 import nbformat
 from latex2mathml.converter import convert as to_mathml
@@ -18,6 +18,7 @@ from pygments.formatters import HtmlFormatter
 
 from aeutils.course.readme import CHOSEN
 from aeutils.course.results import compare, in_words, load_reference
+from aeutils.data import write_atomically
 
 FONT = "math.ttf"
 PLAIN = (  # what latex2mathml does not know, as what it does
@@ -56,7 +57,9 @@ def mathml(latex, display):
 
 
 def markdown(source, trusted=True):
-    return MarkdownWithMath(renderer=Renderer(escape=not trusted)).render(source)
+    return MarkdownWithMath(renderer=Renderer(escape=not trusted, allow_harmful_protocols=trusted)).render(
+        source
+    )
 
 
 def write(folder):
@@ -65,9 +68,8 @@ def write(folder):
     (folder / "figures").mkdir(exist_ok=True)
     for old in (folder / "figures").glob("figure_*.png"):
         old.unlink()
-    shutil.copyfile(
-        Path(find_spec("ziamath").origin).with_name("fonts") / "STIXTwoMath-Regular.ttf", folder / FONT
-    )
+    font = Path(find_spec("ziamath").origin).with_name("fonts") / "STIXTwoMath-Regular.ttf"
+    write_atomically(folder / FONT, font.read_bytes())
     chapters = []
     for path in sorted(folder.glob("[0-9][0-9]_*.ipynb")):
         notebook = nbformat.read(path, as_version=4)
@@ -75,12 +77,10 @@ def write(folder):
             (line[2:] for line in notebook.cells[0].source.splitlines() if line.startswith("# ")), path.stem
         )
         figures = extract_figures(notebook, folder / "figures")
-        path.with_suffix(".html").write_text(page(title, notebook_html(notebook)), encoding="utf-8")
+        write_atomically(path.with_suffix(".html"), page(title, notebook_html(notebook)).encode())
         chapters.append((path.stem, title, figures))
     index = folder / "index.html"
-    index.write_text(
-        page("Autoencoders: the report of a run", index_html(metrics, chapters)), encoding="utf-8"
-    )
+    write_atomically(index, page("Autoencoders: the report of a run", index_html(metrics, chapters)).encode())
     return index
 
 
@@ -92,7 +92,7 @@ def extract_figures(notebook, folder):
             number = out.get("metadata", {}).get("aeutils", {}).get("figure")
             if number and re.fullmatch(r"[\w.]+", number):
                 name = f"figure_{number}.png"
-                (folder / name).write_bytes(b64decode(out["data"]["image/png"]))
+                write_atomically(folder / name, b64decode(out["data"]["image/png"]))
                 found.append((name, out["metadata"]["image/png"]["alt"]))
     return found
 
@@ -137,7 +137,7 @@ def page(title, body):
 def index_html(metrics, chapters):
     """The body of index.html: verdicts, a figure a notebook, the figures beside the reference, how it was run."""
     rows, off = comparison(metrics)
-    parts = [f"<h1>Autoencoders: {metrics['profile']} run</h1>"]
+    parts = [f"<h1>Autoencoders: {escape(metrics['profile'])} run</h1>"]
     if metrics["faces"] == "synthetic":
         parts.append(
             '<p class="loud">Frey Face was not found. Notebook 04 shows drawn stand-in faces instead.</p>'
@@ -155,7 +155,8 @@ def index_html(metrics, chapters):
     parts.append("<h2>Notebooks</h2>")
     for stem, title, figures in chapters:
         parts.append(
-            f'<h3><a href="{stem}.html">{escape(title)}</a></h3><p>{metrics["seconds"].get(stem, "?")} s</p>'
+            f'<h3><a href="{quote(stem)}.html">{escape(title)}</a></h3>'
+            f"<p>{escape(str(metrics['seconds'].get(stem, '?')))} s</p>"
         )
         chosen = f"figure_{CHOSEN.get(stem[:2])}.png"
         for name, alt in [figure for figure in figures if figure[0] == chosen] or figures[-1:]:

@@ -2,6 +2,7 @@
 
 import ast
 import csv
+import io
 import os
 import re
 import sys
@@ -21,6 +22,7 @@ from tqdm import tqdm
 from aeutils.course import report
 from aeutils.course.results import MIME, write_json
 from aeutils.course.settings import PARAMETERS, PROFILES, check_parameters, seeds_of
+from aeutils.data import write_atomically
 from aeutils.training import pick_device
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
@@ -46,7 +48,7 @@ def plan(notebooks, profile, overrides, folder, reuse=False):
     paths = sorted(Path(notebooks).glob("[0-9][0-9]_*.ipynb"))
     if not paths:
         raise ValueError(
-            f"{notebooks} holds no notebook named like 01_title.ipynb; name the course's folder."
+            f"{str(notebooks)!r} holds no notebook named like 01_title.ipynb; name the course's folder."
         )
     known = {path: defaults(path) for path in paths}
     for name, value in overrides.items():
@@ -67,9 +69,14 @@ def plan(notebooks, profile, overrides, folder, reuse=False):
 
 
 def defaults(path):
-    """{name: default} of the notebook's parameters cell."""
-    found = papermill.inspect_notebook(str(path))
-    return {name: ast.literal_eval(parameter["default"]) for name, parameter in found.items()}
+    """{name: default} of the notebook's parameters cell; ValueError where they cannot be read."""
+    try:
+        found = papermill.inspect_notebook(str(path))
+        return {name: ast.literal_eval(parameter["default"]) for name, parameter in found.items()}
+    except (ValueError, SyntaxError, AttributeError, nbformat.ValidationError) as error:
+        raise ValueError(
+            f"{path} is no notebook whose parameters can be read ({str(error).splitlines()[0]}); restore it."
+        ) from None
 
 
 def coerce(name, value):
@@ -101,8 +108,9 @@ def execute(plan, profile=None, keep_going=False):
     folder, failed = plan.folder, []
     folder.mkdir(parents=True, exist_ok=True)
     with only_run_in(folder):
-        for stale in ("metrics.json", "index.html"):
-            (folder / stale).unlink(missing_ok=True)
+        killed = [*(folder / "checkpoints").glob(".*.tmp"), *folder.glob(".[0-9][0-9]_*.tmp*")]
+        for stale in (folder / "metrics.json", folder / "index.html", *killed):
+            stale.unlink(missing_ok=True)
         seconds = {}
         bar = tqdm(plan.notebooks.items(), desc="notebooks", unit="notebook", position=0)
         for path, parameters in bar:
@@ -145,7 +153,7 @@ def run_notebook(path, output, parameters, keep_going=False):
     use_own_kernel()
     source = path
     if keep_going:
-        source = output.with_suffix(".tmp.ipynb")
+        source = output.with_name(f".{output.stem}.tmp.ipynb")
         nbformat.write(tolerant(nbformat.read(path, as_version=4)), source)
     quiet = ["--IPKernelApp.log_level=CRITICAL"]
     bar = {"desc": f"  {path.stem}", "leave": False, "position": 1}
@@ -171,6 +179,10 @@ def run_notebook(path, output, parameters, keep_going=False):
             f"{path.name}: the kernel died in cell {last_cell(output)}, perhaps for want of memory. "
             f"The notebook up to there is kept in {output}; the same command goes on with what is trained so far."
         ) from None
+    except OSError as error:
+        output.unlink(missing_ok=True)  # papermill leaves it half-written
+        error.filename = error.filename or str(output)
+        raise
     finally:
         if keep_going:
             source.unlink(missing_ok=True)
@@ -230,7 +242,8 @@ def collect(folder, plan, profile, seconds):
 
 def write_exercises(path, exercises):
     """One row an exercise: notebook, exercise, what its check said."""
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file)
-        rows.writerow(("notebook", "exercise", "result"))
-        rows.writerows((*key.split("."), said) for key, said in exercises.items())
+    text = io.StringIO(newline="")
+    rows = csv.writer(text)
+    rows.writerow(("notebook", "exercise", "result"))
+    rows.writerows((*key.split("."), said) for key, said in exercises.items())
+    write_atomically(path, text.getvalue().encode())
