@@ -1,5 +1,6 @@
 # make run          the four notebooks, everything trained anew, into runs/full (PROFILE=quick: minutes)
 # make test         lint, unit tests, a quick run of all four, and all four against their committed outputs
+# make mutants      plants hundreds of mistakes, one at a time, and names the test that finds each; takes minutes
 # make lab          JupyterLab on the notebooks
 # make reference    trains the shipped weights and records the reference figures anew; takes hours
 # make report       writes the report of runs/$(PROFILE) anew
@@ -19,7 +20,7 @@ endif
 READY := $(VENV)/.ready
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 
-.PHONY: run test lint unit quick notebooks lab reference report explorer browser-test clean
+.PHONY: run test lint unit quick notebooks mutants lab reference report explorer browser-test clean
 .DEFAULT_GOAL := run
 
 $(READY): requirements.txt pyproject.toml
@@ -51,6 +52,9 @@ quick: unit
 
 notebooks: quick
 	$(BIN)/python -m pytest -q --nbval notebooks
+
+mutants: $(READY)
+	$(BIN)/python tests/mutants/run.py
 
 lab: $(READY)
 	$(BIN)/python -m jupyter lab notebooks

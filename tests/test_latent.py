@@ -35,6 +35,13 @@ def test_encode_dataset_gives_a_vaes_means_without_noise():
     torch.testing.assert_close(codes, vae.eval().encode(x)[0].detach())
 
 
+def test_decode_dataset_gives_means_without_dropout():
+    torch.manual_seed(0)
+    vae, z = VAE(3, widths=(4, 8, 8), dropout=0.5).train(), torch.randn(4, 3)
+    images = decode_dataset(vae, z)
+    torch.testing.assert_close(images, vae.eval().decode(z).detach())
+
+
 def test_interpolate_is_its_equations(model):
     x1, x2 = torch.rand(3, 1, 8, 8), torch.rand(3, 1, 8, 8)
     alphas = [0, 0.2, 0.4, 0.6, 0.8, 1]

@@ -66,11 +66,34 @@ def test_active_share_counts_activations_over_a_tenth_of_the_units_maximum():
     assert metrics.dead_units(h.max(0).values) == 1
 
 
+def test_active_share_has_a_threshold_for_every_unit_and_counts_both_signs():
+    h_max = torch.tensor([100.0, 1.0, 0.01])
+    h = torch.tensor([[50.0, -0.5, 0.005], [9.0, 0.09, -0.0005], [-11.0, 0.11, 0.0011], [0.0, 0.0, 0.02]])
+    assert metrics.active_share(h, h_max) == pytest.approx(7 / 12)
+    torch.testing.assert_close(metrics.lifetime_sparsity(h, h_max), torch.tensor([0.5, 0.5, 0.75]))
+
+
 def test_hoyer_is_1_for_one_active_unit_and_0_for_equal_magnitudes():
     eye = torch.cat([torch.eye(4), -torch.eye(4)])
     assert metrics.hoyer(eye) == pytest.approx(1.0)
     flat = torch.tensor([[1.0, -1.0], [-1.0, 1.0], [1.0, 1.0], [-1.0, -1.0]])
     assert metrics.hoyer(flat) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_hoyer_does_not_see_where_the_codes_lie():
+    h = torch.randn(50, 6, generator=torch.Generator().manual_seed(0)).double() ** 3
+    assert metrics.hoyer(h + torch.linspace(-5, 5, 6)) == pytest.approx(metrics.hoyer(h))
+
+
+def test_contraction_is_relative_to_the_variance_of_all_units():
+    h = torch.tensor([[0.0, 1.0], [2.0, 1.0], [4.0, 7.0], [6.0, 7.0]])  # variances 20/3 and 12
+    assert metrics.jacobian_over_variance(torch.tensor([1.0, 3.0]), h) == pytest.approx(2 / (20 / 3 + 12))
+
+
+def test_active_units_are_those_whose_mean_kl_exceeds_a_hundredth_of_a_nat():
+    mu = torch.tensor([[0.0, 0.1, 0.2, 3.0], [0.0, 0.1, 0.2, 0.0]])  # KL is mu^2 / 2
+    assert metrics.active_units(mu, torch.zeros(2, 4)).tolist() == [False, False, True, True]
+    assert metrics.active_units(mu.flip(0), torch.zeros(2, 4)).tolist() == [False, False, True, True]
 
 
 def test_scatter_ratio_closed_form():
@@ -90,14 +113,14 @@ def test_neighbours_equal_scikit_learns():
     )
     knn = KNeighborsClassifier(5).fit(h[:200], labels[:200])
     assert metrics.knn_accuracy(h[:200], labels[:200], h[200:], labels[200:]) == pytest.approx(
-        knn.score(h[200:], labels[200:]), abs=0.03
+        knn.score(h[200:], labels[200:])
     )
 
 
 def test_a_point_is_not_its_own_neighbour_even_among_duplicates():
-    h = torch.zeros(4, 2)
-    own = torch.arange(4)[:, None]
-    assert not (metrics.nearest(h, h, 2, leave_self_out=True) == own).any()
+    for n in (4, 1500):
+        h, own = torch.zeros(n, 2), torch.arange(n)[:, None]
+        assert not (metrics.nearest(h, h, 2, leave_self_out=True) == own).any()
 
 
 def test_bits_per_dim():
@@ -172,6 +195,7 @@ def test_t_interval_of_one_value_has_no_width_to_report():
         ([-1, -1.1, -0.9, -1, -1.05], True, 0, "refuted"),
         ([1, -1, 0.5, -0.5, 0.1], True, 0, "inconclusive"),
         ([1, 1.1, 0.9, 1, 1.05], True, 2, "refuted"),
+        ([1, 1.1, 0.9, 1, 1.05], True, 1, "inconclusive"),
         ([1, 1.1, 0.9, 1], True, 0, "not enough seeds"),
         ([1], True, 0, "not enough seeds"),
     ],

@@ -88,6 +88,42 @@ def test_in_training_too_the_scale_of_the_activations_changes_neither_code_nor_j
     torch.testing.assert_close(jacobian_scaled, jacobian, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("code", ["linear", "relu"])
+def test_batch_statistics_standardise_every_unit_and_evaluation_has_their_running_means(code):
+    torch.manual_seed(0)
+    model = Autoencoder(6, widths=(2, 4, 4), code=code, size=(8, 8)).train()
+    x = torch.rand(64, 1, 8, 8)
+    a = model.encoder(x).detach()
+    for _ in range(200):
+        _, h, _ = model.reconstruct(x)
+    u = (a - a.mean(0)) / a.std(0, correction=0)
+    expected = u.relu() if code == "relu" else u
+    torch.testing.assert_close(h.detach(), expected, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(model.eval().encode(x).detach(), expected, rtol=1e-2, atol=1e-2)
+
+
+def test_initial_weights_have_the_variance_of_he():
+    torch.manual_seed(0)
+    model = Autoencoder(64)
+    for layer, fan_in in [
+        (model.encoder.dense, 32 * 7 * 7),
+        (model.decoder.dense, 64),
+        (model.encoder.levels[2][3], 32 * 9),
+        (model.decoder.ups[0], 32),  # stride 2: one weight of every channel reaches a pixel
+    ]:
+        assert layer.weight.var().item() == pytest.approx(2 / fan_in, rel=0.1)
+
+
+def test_input_noise_is_drawn_in_training_only():
+    torch.manual_seed(0)
+    x = torch.rand(3, 1, 28, 20)
+    for noise in (0.0, 0.02):
+        vae = VAE(4, widths=(4, 8, 8), dropout=0.0, input_noise=noise).train()
+        assert torch.equal(vae.encode(x)[0], vae.encode(x)[0]) == (noise == 0)
+        vae.eval()
+        assert torch.equal(vae.encode(x)[0], vae.encode(x)[0])
+
+
 def test_encoding_treats_the_examples_apart_in_training_mode_too():
     torch.manual_seed(0)
     model, x = Autoencoder(6, widths=(2, 4, 4), code="relu", size=(8, 8)).train(), torch.rand(5, 1, 8, 8)

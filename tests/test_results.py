@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from aeutils.course import reference as reference_run
-from aeutils.course import report, results
+from aeutils.course import report, results, settings
 from aeutils.course.results import MIME, Results, load_reference, write_json
 from aeutils.course.settings import check_parameters, digit_configs, face_configs, folders_for, seeds_of
 from aeutils.training import AutoencoderConfig, load_or_train
@@ -108,6 +108,15 @@ def test_check_prints_a_line_a_metric(recorded, capsys):
     run.check()
     lines = capsys.readouterr().out.splitlines()
     assert lines == ["02.a ok", "02.b ok", "02.gone skipped (not computed)", "02.new skipped (no reference)"]
+
+
+@pytest.mark.parametrize("value, word", [(1.85, "off"), (1.95, "ok"), (2.05, "ok"), (2.15, "off")])
+def test_check_allows_an_absolute_difference_on_both_sides(recorded, capsys, value, word):
+    recorded({"02.a": entry(2.0, tolerance=0.1)})
+    run = Results(2, "full", [0])
+    run.add("a", value)
+    run.check()
+    assert capsys.readouterr().out == f"02.a {word}\n"
 
 
 def test_check_fails_where_a_metric_is_off(recorded, capsys):
@@ -284,6 +293,42 @@ def test_the_three_digit_models_differ_in_nothing_but_the_penalty():
     assert own == {"ae": ("none", 0.0), "sae": ("l1", 0.2), "cae": ("contractive", 0.3)}
     rest = [{k: v for k, v in vars(c).items() if k not in ("penalty", "lam")} for c in configs.values()]
     assert rest[0] == rest[1] == rest[2]
+
+
+def test_digit_models_train_on_the_first_images_and_validate_on_the_last_5000(monkeypatch):
+    asked, images = [], torch.arange(60_000)
+    monkeypatch.setattr(settings, "load_or_train", lambda *given, **_: asked.append(given))
+    common = {
+        "latent_dim": 4,
+        "lam_sae": 0.1,
+        "lam_cae": 0.2,
+        "epochs": 1,
+        "checkpoints": "x",
+        "device": "cpu",
+    }
+    settings.digit_models(("ae", "cae"), seeds=[3, 4], n_train=55_000, images=images, **common)
+    assert [(config.seed, config.penalty) for config, *_ in asked] == [
+        (seed, penalty) for seed in (3, 4) for penalty in ("none", "contractive")
+    ]
+    for _, train, val in asked:
+        assert train.tolist() == list(range(55_000)) and val.tolist() == list(range(55_000, 60_000))
+    with pytest.raises(ValueError, match="n_train is 55001"):
+        check_parameters({"n_train": 55_001})
+
+
+def test_the_reference_trains_on_no_validation_image(monkeypatch):
+    images = torch.arange(60_000)
+    monkeypatch.setattr(reference_run, "load_mnist", lambda: SimpleNamespace(train_images=images))
+    asked = {"n_train": 55_000, "latent_dim": 4, "lam_sae": 0.1, "lam_cae": 0.2, "epochs": 1}
+    tasks = list(reference_run.digit_tasks(asked))
+    assert len(tasks) == 15
+    for _, _, train, val in tasks:
+        assert train.tolist() == list(range(55_000)) and val.tolist() == list(range(55_000, 60_000))
+
+
+def test_face_models_have_the_seed_and_the_beta_asked_for():
+    faces = face_configs(seed=4, face_latent_dim=20, face_epochs=3, beta=2.5, data="frey/random-0")
+    assert faces["vae"].seed == faces["ae"].seed == 4 and faces["vae"].beta == 2.5
 
 
 def test_face_models_share_width_and_budget():

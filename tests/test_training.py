@@ -8,6 +8,8 @@ import random
 
 import pytest
 import torch
+from torch.distributions import Bernoulli, kl_divergence
+from torch.func import jacrev, vmap
 
 from aeutils import training
 from aeutils.losses import gaussian_kl, jacobian_frobenius, l1_sparsity, reconstruction_loss
@@ -87,6 +89,92 @@ def test_the_loss_is_the_error_plus_lam_times_the_penalty(images):
     assert terms["mse"].item() == pytest.approx((x_hat - images).square().mean().item(), rel=1e-5)
 
 
+@pytest.mark.parametrize(("progress", "share"), [(0.0, 0.0), (0.25, 0.5), (0.5, 1.0), (1.0, 1.0)])
+def test_lam_rises_in_the_loss_over_the_first_half_of_the_training(images, progress, share):
+    config = dataclasses.replace(SMALL, penalty="kl", code="sigmoid", lam=0.7, rho=0.2)
+    torch.manual_seed(0)
+    model = config.build((28, 28)).eval()
+    loss, terms = config.loss(model, images, torch.Generator(), progress)
+    target, actual = Bernoulli(torch.full((8,), 0.2)), Bernoulli(model.encode(images).mean(0))
+    penalty = kl_divergence(target, actual).sum()
+    expected = reconstruction_loss(model(images), images) + share * 0.7 * penalty
+    assert terms["penalty"].item() == pytest.approx(penalty.item(), rel=1e-4)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_the_loss_of_a_cae_of_one_unit_has_the_exact_jacobian_of_a_quarter_of_the_batch(images):
+    config = dataclasses.replace(SMALL, penalty="contractive", lam=0.3, latent_dim=1, code="linear")
+    torch.manual_seed(0)
+    model, x = config.build((28, 28)).double().train(), images[:8].double()
+    loss, _ = config.loss(model, x, torch.Generator())
+    x_hat, _, stats = model.reconstruct(x)
+    jacobian = vmap(jacrev(lambda one: model.encode(one[None], stats)[0]))(x[:2])  # one sign: no variance
+    expected = reconstruction_loss(x_hat, x) + 0.3 * jacobian.square().sum() / 2
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-9)
+    weight = model.encoder.dense.weight
+    gradients = (torch.autograd.grad(value, weight)[0] for value in (loss, expected))
+    torch.testing.assert_close(*gradients, rtol=1e-6, atol=1e-9)
+
+
+def spy_on_batches(monkeypatch):
+    """The batches, and whether the model was in training mode, of every step from now on."""
+    seen, loss = [], AutoencoderConfig.loss
+
+    def spy(self, model, x, *rest):
+        seen.append((x, model.training))
+        return loss(self, model, x, *rest)
+
+    monkeypatch.setattr(AutoencoderConfig, "loss", spy)
+    return seen
+
+
+def test_every_epoch_sees_every_image_once_in_an_order_of_the_epoch_and_the_seed(monkeypatch):
+    x, seen, orders = squares(64), spy_on_batches(monkeypatch), set()
+    x[:, 0, 0, 0] = torch.arange(64) / 255
+    for seed in (0, 1):
+        seen.clear()
+        quiet(dataclasses.replace(SMALL, epochs=2, seed=seed), x)
+        assert all(training_mode for _, training_mode in seen)
+        epochs = (torch.cat([batch for batch, _ in seen])[:, 0, 0, 0] * 255).round().int().view(2, 64)
+        assert torch.equal(epochs.sort(1).values, torch.arange(64).int().expand(2, 64))
+        orders |= {tuple(order) for order in epochs.tolist()}
+    assert len(orders) == 4 and tuple(range(64)) not in orders
+
+
+def test_the_seed_draws_the_first_weights(images, monkeypatch):
+    monkeypatch.setattr(training, "one_cycle", lambda step, steps, peak: 0.0)
+    for seed in (0, 3):
+        config = dataclasses.replace(SMALL, epochs=1, seed=seed)
+        torch.manual_seed(seed)
+        drawn = config.build((28, 28)).decoder.dense.weight
+        assert torch.equal(quiet(config, images)[0].decoder.dense.weight, drawn)
+
+
+def test_every_step_has_its_learning_rate_of_the_cycle(images, monkeypatch):
+    rates = []
+
+    class Spy(torch.optim.AdamW):
+        def step(self):
+            rates.append(self.param_groups[0]["lr"])
+            return super().step()
+
+    monkeypatch.setattr(torch.optim, "AdamW", Spy)
+    quiet(SMALL, images)
+    assert rates == [one_cycle(step, 12, SMALL.lr) for step in range(12)]
+
+
+def test_the_history_is_a_mean_over_images_and_val_a_score_in_evaluation_mode(monkeypatch):
+    loss, val = AutoencoderConfig.loss, squares(530, seed=1)
+
+    def of_its_size(self, model, x, *rest):
+        return loss(self, model, x, *rest)[0], {"mse": torch.tensor(float(len(x)))}
+
+    monkeypatch.setattr(AutoencoderConfig, "loss", of_its_size)
+    model, history = quiet(SMALL, squares(80), val_images=val)
+    assert history[-1]["mse"] == pytest.approx((32**2 + 32**2 + 16**2) / 80)
+    assert history[-1]["val"] == pytest.approx((model(val) - val).square().mean().item(), rel=1e-4)
+
+
 def test_kl_sparsity_trains_sigmoid_codes(images):
     config = dataclasses.replace(SMALL, penalty="kl", code="sigmoid", lam=5.0, rho=0.1, epochs=12)
     model, _ = quiet(config, images)
@@ -147,12 +235,14 @@ def test_a_resume_file_of_another_training_is_refused(images, tmp_path, monkeypa
     quiet(SMALL, images, resume=resume)
     with pytest.raises(ValueError, match="belongs to another training"):
         quiet(dataclasses.replace(SMALL, seed=9), images, resume=resume)
+    with pytest.raises(ValueError, match="belongs to another training"):
+        quiet(SMALL, squares(128, seed=4), resume=resume)
 
 
 def test_load_or_train_trains_once_and_reloads_the_same_weights(images, tmp_path):
     first = load_or_train(SMALL, images, images[:32], folders=[tmp_path], progress=False)
     again = load_or_train(SMALL, images, images[:32], folders=[tmp_path], progress=False)
-    assert not first.reused and again.reused
+    assert not first.reused and again.reused and not first.model.training and not again.model.training
     assert same_weights(first.model, again.model) and first.history == again.history
     assert [p.suffix for p in tmp_path.iterdir()] == [".safetensors"]
 
@@ -166,6 +256,24 @@ def test_a_checkpoint_of_another_config_or_other_data_is_not_taken(images, tmp_p
         dataclasses.replace(SMALL, seed=5), images, folders=[tmp_path], progress=False
     ).reused
     assert not load_or_train(SMALL, squares(128, seed=4), folders=[tmp_path], progress=False).reused
+
+
+def test_a_checkpoint_of_other_data_is_trained_anew(images, tmp_path):
+    load_or_train(SMALL, images, folders=[tmp_path], progress=False)
+    assert not load_or_train(SMALL, squares(128, seed=4), folders=[tmp_path], progress=False).reused
+
+
+def test_every_setting_has_a_checkpoint_path_of_its_own(tmp_path):
+    settings = [
+        {},
+        {"seed": 1},
+        {"lr": 4e-3},
+        {"penalty": "l1"},
+        {"penalty": "l1", "lam": 0.1},
+        {"epochs": 4},
+    ]
+    configs = [dataclasses.replace(SMALL, **setting) for setting in settings]
+    assert len({checkpoint_path(config, tmp_path) for config in configs}) == len(settings)
 
 
 def test_without_images_only_a_checkpoint_will_do(images, tmp_path):

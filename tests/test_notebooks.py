@@ -1,0 +1,338 @@
+"""What the notebooks define for themselves, run by itself against sklearn, closed forms and simulations."""
+
+import ast
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import joblib
+import matplotlib.pyplot as plt
+import nbformat
+import numpy as np
+import pytest
+import torch
+from skimage.metrics import peak_signal_noise_ratio
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold, cross_val_score
+from sklearn.neighbors import NearestNeighbors
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from test_metrics import LinearGaussian
+
+from aeutils.course.results import Results
+from aeutils.data import corrupt, split_frames
+from aeutils.latent import blend, encode_dataset, interpolate
+from aeutils.losses import gaussian_kl_units, negative_elbo
+from aeutils.metrics import bits_per_dim, iwae, latent_l2, psnr, relative_l2
+from aeutils.models import Autoencoder
+
+NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
+
+
+def sources(number):
+    """The source of every code cell of a notebook."""
+    (path,) = NOTEBOOKS.glob(f"{number}_*.ipynb")
+    return [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+
+
+def functions(number, *names, **known):
+    """The functions of these names that a notebook defines, in a namespace with what is known."""
+    tree = ast.parse("\n".join(sources(number)))
+    body = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name in names]
+    assert {node.name for node in body} == set(names)
+    exec(compile(ast.Module(body, []), f"notebook {number}", "exec"), known)
+    return SimpleNamespace(**{name: known[name] for name in names})
+
+
+def run_cell(number, line, **known):
+    """The namespace after running the one cell that holds this line."""
+    (source,) = (source for source in sources(number) if line in source.splitlines())
+    exec(compile(source, f"notebook {number}", "exec"), known)
+    return SimpleNamespace(**known)
+
+
+def said(*_, **__):
+    plt.close("all")
+
+
+def test_the_common_scale_is_that_of_the_training_codes():
+    rng = np.random.default_rng(0)
+    raw = rng.normal(3, (1, 2, 5), (400, 3))
+    known = functions("03", "common_scale", np=np)
+    cell = run_cell(
+        "03", "scale, H, H_test = {}, {}, {}", np=np, common_scale=known.common_scale, say=said, n_train=1,
+        n_test=1, n_svm=1, spaces=[("a", 0)], encoders={"a": [lambda x: x]}, x_train=raw,
+        x_test=np.concatenate([raw[:9], 10 + raw[:9]]),
+    )  # fmt: skip
+    h, h_test = cell.H["a", 0], cell.H_test["a", 0]
+    assert h.mean(0) == pytest.approx(0, abs=1e-9) and h.var(0).sum() == pytest.approx(3)
+    assert h.var(0) / raw.var(0) == pytest.approx(3 / raw.var(0).sum())
+    assert h_test[:9] == pytest.approx(h[:9])
+
+
+def test_labels_follow_their_images_and_no_test_image_reaches_the_training():
+    labels = torch.arange(400) % 10
+    mnist = SimpleNamespace(train_images=(labels / 10).view(-1, 1, 1, 1), train_labels=labels)
+    mnist.test_images, mnist.test_labels = torch.full((40, 1, 1, 1), -1.0), labels[:40]
+    asked = {}
+    names = ("seeds", "latent_dim", "lam_sae", "lam_cae", "epochs", "checkpoints", "device")
+    cell = run_cell(
+        "03", "mnist = load_mnist()", np=np, load_mnist=lambda: mnist, say=said, VALIDATION=50, n_train=350,
+        n_test=40, n_svm=100, digit_models=lambda *_, **kw: asked.update(kw) or {}, **dict.fromkeys(names, ()),
+    )  # fmt: skip
+    assert (cell.x_train[:, 0, 0, 0] * 10).round().int().tolist() == cell.y_train.tolist()
+    assert len(cell.x_train) == 400 and asked["images"] is mnist.train_images and asked["n_train"] == 350
+
+
+def test_cross_validation_equals_scikit_learns():
+    rng = np.random.default_rng(1)
+    y = np.arange(90) % 3
+    h = rng.standard_t(2, (90, 4)) * (1, 10, 100, 1000) + np.eye(3, 4)[y] * (1, 10, 100, 1000)
+    known = functions(
+        "03", "common_scale", "unit_scale", "make_logreg", np=np, LogisticRegression=LogisticRegression
+    )
+    validate = functions(
+        "03", "cross_validate", np=np, StratifiedKFold=StratifiedKFold, **vars(known)
+    ).cross_validate
+    folds = StratifiedKFold(3, shuffle=True, random_state=0)
+    for C in (0.01, 0.1, 1.0):
+        pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=C, tol=1e-3, max_iter=500))
+        oracle = cross_val_score(pipeline, h, y, cv=folds).mean()
+        assert validate(known.make_logreg, C, h, y, known.unit_scale) == pytest.approx(oracle)
+
+
+def test_swapped_codes_are_the_neighbours_and_zeros_are_zeros():
+    torch.manual_seed(0)
+    x = torch.rand(5, 1, 28, 28)
+    known = {"torch": torch, "encode_dataset": encode_dataset}
+    swap_errors = functions("01", "decode_with", "swap_errors", "mse", **known).swap_errors
+    plain, skipping = (Autoencoder(6, code="relu", skips=skips).eval() for skips in (False, True))
+    oracle = [
+        plain.decode(h).detach() - x for h in (plain.encode(x), plain.encode(x.roll(1, 0)), torch.zeros(5, 6))
+    ]
+    assert swap_errors(plain, x) == pytest.approx([error.square().mean().item() for error in oracle])
+    own = (skipping(x) - x).square().mean().item()
+    assert swap_errors(skipping, x)[0] == pytest.approx(own)
+
+
+def test_the_measures_of_a_path_equal_those_of_numpy():
+    torch.manual_seed(0)
+    model, (x1, x2) = Autoencoder(6, code="relu").eval(), torch.rand(2, 3, 1, 28, 28)
+    path = interpolate(model, x1, x2, [0.0, 0.3, 0.6, 1.0])
+    known = {"psnr": psnr, "latent_l2": latent_l2, "relative_l2": relative_l2, "blend": blend}
+    measured = functions("02", "measure", **known).measure(path, x1, x2)
+    for pair in range(3):
+        for a, alpha in enumerate((0.0, 0.3, 0.6, 1.0)):
+            decoded, line = path.x_blend[pair, a].numpy(), path.x_linear[pair, a].numpy()
+            pixels = (alpha * x1 + (1 - alpha) * x2)[pair].numpy()
+            compared = {"psnr_db": (decoded, line), "line_vs_pixels_db": (line, pixels)}
+            for name, (one, two) in (compared | {"blend_vs_pixels_db": (decoded, pixels)}).items():
+                if name != "psnr_db" or a in (1, 2):
+                    oracle = peak_signal_noise_ratio(one, two, data_range=1)
+                    assert measured[name][pair, a].item() == pytest.approx(oracle, rel=1e-3)
+            h1, h2 = (model.encode(x)[pair].detach().numpy() for x in (x1, x2))
+            distance = np.linalg.norm(path.h_blend[pair, a].numpy() - alpha * h1 - (1 - alpha) * h2)
+            assert measured["latent_l2"][pair, a].item() == pytest.approx(distance, rel=1e-3, abs=1e-4)
+            relative = distance / np.linalg.norm(h1 - h2)
+            assert measured["relative_l2"][pair, a].item() == pytest.approx(relative, rel=1e-3, abs=1e-4)
+
+
+def near(value):
+    """Five seeds' figures."""
+    return value + np.linspace(0, 0.01, 5)
+
+
+CLAIMS = {  # what makes a claim of the course true, and what the notebook computes from it
+    ("01", "E2"): ([], {"pairs": [({"active_share": s}, {"active_share": c}) for s, c in zip(near(0.1), near(0.6))]}),
+    ("01", "E6"): ([], {"ratio": {False: near(3.0), True: near(1.0)}, "contrast": ""}),
+    ("02", "E1"): (["E1"], {
+        "quality": {name: [{"scatter_ratio": v} for v in near(k)] for name, k in (("cae", 1), ("sae", 2))},
+    }),
+    ("02", "E3"): (["gap"], {
+        "per_seed": {n: {"psnr_db": torch.tensor(near(k))[:, None].expand(5, 6)} for n, k in (("cae", 3), ("sae", 2))},
+        "inner": slice(1, -1),
+    }),
+    ("03", "E4"): (["clean_gain"], {
+        "right": {("svm", n, i): v for n, k in (("sae", 0.9), ("cae", 0.8)) for i, v in enumerate(near(k))},
+        "seeds": range(5),
+    }),
+    ("03", "E5"): (["noise_gain"], {"area": lambda kind, name: near({"cae": 0.9, "sae": 0.5}[name])}),
+    ("04", "E7"): (["gain"], {"quality": torch.tensor([0.9, 0.8, 0.8, 0.1, 0.3])[None, :, None].expand(5, 5, 2)}),
+    ("04", "E8"): ([], {"steps": [torch.tensor([1.1, 1.3, 1.2])] * 5}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("number", "claim"), CLAIMS)
+def test_a_claim_is_supported_by_figures_that_make_it_true(number, claim):
+    assigned, known = CLAIMS[number, claim]
+    run = Results(int(number), "full", range(5))
+    known = known | {"res": run, "results": run}
+    for node in ast.parse("\n".join(sources(number))).body:
+        words = ast.unparse(node)
+        computes = isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in assigned
+        if (computes and "for runs in" not in words) or (
+            isinstance(node, ast.Expr) and f".verdict('{claim}'" in words
+        ):
+            exec(words, known)
+    assert run.verdicts[claim]["verdict"] == "supported"
+
+
+class Remembers:
+    """A classifier that keeps what it was fitted on and reads the answer off the first column."""
+
+    def fit(self, h, y):
+        self.h, self.y = h, y
+        return self
+
+    def predict(self, h):
+        return h[:, 0]
+
+
+def test_classifiers_are_fitted_on_training_codes_with_their_own_labels_and_tested_on_test_codes():
+    y_train, y_test = np.arange(30) % 10, 100 + np.arange(20) % 10
+    h, h_test = (np.stack([y, np.arange(len(y))], 1) for y in (y_train, y_test))
+    kinds = {kind: (lambda C, h: Remembers(), (1.0,)) for kind in ("svm", "logreg")}
+    cell = run_cell(
+        "03", 'n_fit = {"svm": n_svm, "logreg": len(x_train)}', n_svm=12, x_train=h, spaces=[("a", 0)],
+        H={("a", 0): h}, H_test={("a", 0): h_test}, y_train=y_train, y_test=y_test, KINDS=kinds,
+        best_C={("svm", "a"): 1.0, ("logreg", "a"): 1.0}, delayed=joblib.delayed, Parallel=joblib.Parallel,
+        svm_predict=lambda classifier, h: classifier.predict(h),
+    )  # fmt: skip
+    for kind, n in (("svm", 12), ("logreg", 30)):
+        fitted = cell.classifiers[kind, "a", 0]
+        assert fitted.h.tolist() == h[:n].tolist() and fitted.y.tolist() == y_train[:n].tolist()
+        assert cell.predicted[kind, "a", 0].tolist() == y_test.tolist()
+        assert cell.right[kind, "a", 0].tolist() == [True] * 20
+        assert cell.seen[kind, "a", 0].tolist() == [True] * n
+
+
+def test_few_labels_are_drawn_evenly_over_the_digits():
+    y_train = np.random.default_rng(0).integers(0, 10, 2000)
+    draw = functions("03", "draw", np=np, y_train=y_train).draw
+    chosen = draw(30, 0)
+    assert len(set(chosen)) == 30 and np.bincount(y_train[chosen]).tolist() == [3] * 10
+    assert draw(30, 0).tolist() == chosen.tolist() != draw(30, 1).tolist()
+
+
+def test_noise_meets_test_images_and_the_scale_of_the_training_codes():
+    x_test, y_test = (
+        torch.rand(120, 1, 28, 28, generator=torch.Generator().manual_seed(0)),
+        np.arange(120) % 10,
+    )
+    drawn = run_cell(
+        "03", "noisy = {}", np=np, torch=torch, plt=plt, corrupt=corrupt, image_grid=said, show=said, n_test=120,
+        n_noisy=100, noise_seed=0, x_test=x_test, y_test=y_test, x_train=torch.zeros(120, 1, 28, 28),
+    )  # fmt: skip
+    faded = drawn.noisy["contrast", 0.5]
+    assert len(set(drawn.sample)) == 100 and torch.allclose(faded, 0.5 * x_test[drawn.sample])
+    assert (drawn.y_noisy == y_test[drawn.sample]).all()
+    h_test = x_test.flatten(1).numpy()
+    cell = run_cell(
+        "03", "robust, moved, recoded = {}, {}, {}", np=np, spaces=[("a", 0)], conditions=drawn.conditions,
+        noisy=drawn.noisy, sample=drawn.sample, y_noisy=drawn.y_noisy, KINDS=["svm"], H={("a", 0): h_test},
+        H_test={("a", 0): h_test}, encoders={"a": [lambda x: x.flatten(1).numpy() + 7]},
+        scale={("a", 0): lambda h: h - 7}, predict=lambda kind, name, i, h: drawn.y_noisy,
+    )  # fmt: skip
+    assert cell.recoded["a", 0] == pytest.approx(drawn.noisy["gaussian", 0.3].flatten(1).numpy(), abs=1e-5)
+    assert cell.moved["a", 0, "contrast", 0.5] == pytest.approx(1 / 12, rel=0.02)  # E[(x / 2)^2], x uniform
+    assert set(cell.robust.values()) == {1.0}
+
+
+def test_the_area_under_the_noise_curve_is_a_mean_accuracy():
+    levels = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
+    robust = {("svm", "a", 0, "gaussian", s): 0.8 for s in levels}
+    robust |= {("svm", "a", 1, "gaussian", s): 1 - 2 * s for s in levels}
+    known = {"np": np, "robust": robust, "encoders": {"a": [0, 1]}, "LEVELS": {"gaussian": levels}}
+    assert functions("03", "curve", "area", **known).area("svm", "a") == pytest.approx([0.8, 0.5])
+
+
+def test_frames_of_the_three_parts_stay_in_their_places():
+    images, asked = torch.arange(500.0).view(-1, 1, 1, 1), {}
+    cell = run_cell(
+        "04", "part = split_frames(len(data.images), split, split_seed)", say=said, faces="frey", split="blocks",
+        load_frey_faces=lambda source: SimpleNamespace(images=images, name=source), split_seed=3, seeds=[0],
+        split_frames=split_frames, Results=lambda *_, **__: None, profile="quick", parameters={},
+    )  # fmt: skip
+    for x, index in zip((cell.x_train, cell.x_val, cell.x_test), split_frames(500, "blocks", 3)):
+        assert x.flatten().long().tolist() == index.tolist()
+
+    def face_models(names, train_images, val_images, **_):
+        asked.update(train=train_images, val=val_images)
+        model = SimpleNamespace(cpu=lambda: SimpleNamespace(requires_grad_=lambda on: "model"))
+        return {name: [SimpleNamespace(model=model)] for name in names}
+
+    names = ("face_latent_dim", "face_epochs", "beta", "checkpoints", "device")
+    run_cell(
+        "04", "vae, ae = vaes[0], aes[0]", **vars(cell) | dict.fromkeys(names) | {"face_models": face_models}
+    )
+    assert asked["train"] is cell.x_train and asked["val"] is cell.x_val
+
+
+class Decodes(LinearGaussian):
+    """The linear Gaussian model with a mean image."""
+
+    def decode(self, z):
+        return (z * self.w).view(-1, 1, 1, 2)
+
+
+def test_the_likelihood_table_is_exact_where_the_posterior_is():
+    x = torch.randn(64, 1, 1, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    table = functions(
+        "04", "likelihood", torch=torch, negative_elbo=negative_elbo, iwae=iwae, psnr=psnr, iwae_samples=7,
+        bits_per_dim=bits_per_dim, gaussian_kl_units=gaussian_kl_units,
+    ).likelihood(Decodes(0.0), x)  # fmt: skip
+    truth = -Decodes(0.0).log_marginal(x).mean().item() / (560 * math.log(2))
+    assert table["iwae_bits"] == pytest.approx(truth)
+    assert table["neg_elbo_bits"] == pytest.approx(truth, rel=0.05)
+    parts = table["reconstruction_bits"] + table["kl_nats"] / (560 * math.log(2))
+    assert table["neg_elbo_bits"] == pytest.approx(parts) and table["active_units"] == 1
+
+
+def test_fitted_codes_have_the_mean_and_covariance_of_the_codes():
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.tensor([[2.0, 0.0, 0.0], [1.0, 0.5, 0.0], [0.0, 0.3, 1.0]])
+    codes = torch.randn(20_000, 3, generator=generator) @ mixing.T + torch.tensor([1.0, -2.0, 0.5])
+    known = functions("04", "fitted_gaussian", "drawn_codes", torch=torch, x_train=codes)
+    eps, drawn = known.drawn_codes(SimpleNamespace(encode=lambda x: x), 20_000, generator)
+    torch.testing.assert_close(drawn.mean(0), torch.tensor([1.0, -2.0, 0.5]), atol=0.06, rtol=0)
+    torch.testing.assert_close(torch.cov(drawn.T), mixing @ mixing.T, atol=0.15, rtol=0)
+    torch.testing.assert_close(torch.cov(eps.T), torch.eye(3), atol=0.05, rtol=0)
+
+
+def test_precision_and_recall_equal_those_from_scikit_learns_neighbours():
+    generator = torch.Generator().manual_seed(0)
+    images, real = 0.5 * torch.randn(60, 4, generator=generator), torch.randn(80, 4, generator=generator)
+
+    def share_inside(points, others, k):
+        radius = NearestNeighbors(n_neighbors=k + 1).fit(others).kneighbors(others)[0][:, -1]
+        return np.mean([(np.linalg.norm(others - point, axis=1) <= radius).any() for point in points.numpy()])
+
+    known = {"torch": torch, "mean_face": torch.zeros(4), "components": torch.eye(4)}
+    score = functions("04", "inside", "precision_recall", **known).precision_recall
+    for k in (1, 3):
+        oracle = share_inside(images, real.numpy(), k), share_inside(real, images.numpy(), k)
+        assert score(images, real, k) == pytest.approx(oracle) and oracle[0] > oracle[1] + 0.1
+
+
+def test_block_bootstrap_gives_unrelated_videos_even_p_values():
+    known = {"torch": torch, "math": math}
+    bootstrap = functions("04", "correlations", "block_bootstrap", **known).block_bootstrap
+    generator = torch.Generator().manual_seed(0)
+    eps = 3 * torch.randn(1965, 2, 12, generator=generator)
+    slow = torch.zeros_like(eps)
+    for t in range(1, len(eps)):
+        slow[t] = 0.8 * slow[t - 1] + eps[t]
+    loud = eps * torch.where(torch.rand(len(eps), 1, 1, generator=generator) < 0.5, 1.0, 5.0)
+    for series in (slow, loud):  # neighbours alike, and columns that are loud together
+        r, p = bootstrap(*series.unbind(1))
+        oracle = np.corrcoef(series.flatten(1).T.numpy())[:12, 12:]
+        assert r.numpy() == pytest.approx(oracle, abs=1e-5)
+        assert p.mean().item() == pytest.approx(0.5, abs=0.06)
+
+
+def test_slopes_of_a_linear_decoder_are_its_weights_over_the_spread():
+    weights, sd = torch.tensor([[1.0, -2.0], [0.5, 3.0], [0.0, 4.0]]), torch.tensor([2.0, 0.5])
+    vae = SimpleNamespace(latent_dim=3, decode=lambda z: z @ weights + 5)
+    known = {"torch": torch, "sd": sd, "attributes": lambda x: {"one": x[:, 0], "two": x[:, 1]}}
+    slope = functions("04", "slopes", **known).slopes(vae, torch.randn(6, 3), torch.arange(-2.0, 3.0))
+    torch.testing.assert_close(slope, (weights / sd)[:, None].expand(3, 6, 2))
