@@ -6,6 +6,7 @@
 # make report       writes the report of runs/$(PROFILE) anew
 # make explorer     explorer.html: three of the trained networks in a page, moved by sliders
 # make browser-test the explorer and a run's report in a headless Chromium (Debian: installed if missing)
+# make faults       kills a run at 20 more random moments; minutes
 # make clean        removes runs and caches
 # Each sets up .venv first if it is missing. PIP_ARGS are passed to pip install; PYTHON names the Python to build with.
 
@@ -20,7 +21,7 @@ endif
 READY := $(VENV)/.ready
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 
-.PHONY: run test lint unit quick notebooks mutants lab reference report explorer browser-test clean
+.PHONY: run test lint unit quick notebooks mutants lab reference report explorer browser-test faults clean
 .DEFAULT_GOAL := run
 
 $(READY): requirements.txt pyproject.toml
@@ -72,6 +73,9 @@ browser-test: $(READY)
 	command -v chromium || command -v google-chrome || (apt-get update -q && apt-get install -qy chromium)
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet playwright==1.65.2
 	$(BIN)/python -m pytest -q tests/browser
+
+faults: $(READY)
+	AEUTILS_SLOW=1 $(BIN)/python -m pytest -q tests/test_faults.py
 
 clean:
 	rm -rf runs .pytest_cache .ruff_cache .hypothesis

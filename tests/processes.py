@@ -66,4 +66,4 @@ def command(arguments, log, most_bytes, tells):
 
 
 def said(log):
-    return Path(log).read_text(encoding="utf-8").replace("\r", "\n")
+    return Path(log).read_text(encoding="utf-8", errors="replace").replace("\r", "\n")
