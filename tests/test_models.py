@@ -94,7 +94,7 @@ def test_batch_statistics_standardise_every_unit_and_evaluation_has_their_runnin
     model = Autoencoder(6, widths=(2, 4, 4), code=code, size=(8, 8)).train()
     x = torch.rand(64, 1, 8, 8)
     a = model.encoder(x).detach()
-    for _ in range(200):
+    for _ in range(60):
         _, h, _ = model.reconstruct(x)
     u = (a - a.mean(0)) / a.std(0, correction=0)
     expected = u.relu() if code == "relu" else u

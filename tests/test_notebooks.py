@@ -2,10 +2,10 @@
 
 import ast
 import math
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
-import joblib
 import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
@@ -20,35 +20,42 @@ from sklearn.preprocessing import StandardScaler
 from test_metrics import LinearGaussian
 
 from aeutils.course.results import Results
-from aeutils.data import corrupt, split_frames
-from aeutils.latent import blend, encode_dataset, interpolate
-from aeutils.losses import gaussian_kl_units, negative_elbo
-from aeutils.metrics import bits_per_dim, iwae, latent_l2, psnr, relative_l2
+from aeutils.data import split_frames
+from aeutils.latent import interpolate
 from aeutils.models import Autoencoder
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 
 
+@cache
 def sources(number):
     """The source of every code cell of a notebook."""
     (path,) = NOTEBOOKS.glob(f"{number}_*.ipynb")
     return [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
 
 
+def imported(number):
+    """A namespace of what a notebook imports."""
+    space, tree = {}, ast.parse("\n".join(sources(number)))
+    exec(ast.unparse([node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]), space)
+    return space
+
+
 def functions(number, *names, **known):
-    """The functions of these names that a notebook defines, in a namespace with what is known."""
-    tree = ast.parse("\n".join(sources(number)))
-    body = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name in names]
-    assert {node.name for node in body} == set(names)
-    exec(compile(ast.Module(body, []), f"notebook {number}", "exec"), known)
-    return SimpleNamespace(**{name: known[name] for name in names})
+    """The functions of these names that a notebook defines, in a namespace with what is known besides its imports."""
+    tree, space = ast.parse("\n".join(sources(number))), imported(number) | known
+    defined = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name in names]
+    assert {node.name for node in defined} == set(names)
+    exec(ast.unparse(defined), space)
+    return SimpleNamespace(**{name: space[name] for name in names})
 
 
 def run_cell(number, line, **known):
     """The namespace after running the one cell that holds this line."""
     (source,) = (source for source in sources(number) if line in source.splitlines())
-    exec(compile(source, f"notebook {number}", "exec"), known)
-    return SimpleNamespace(**known)
+    space = imported(number) | known
+    exec(source, space)
+    return SimpleNamespace(**{name: value for name, value in space.items() if name != "__builtins__"})
 
 
 def said(*_, **__):
@@ -58,9 +65,9 @@ def said(*_, **__):
 def test_the_common_scale_is_that_of_the_training_codes():
     rng = np.random.default_rng(0)
     raw = rng.normal(3, (1, 2, 5), (400, 3))
-    known = functions("03", "common_scale", np=np)
+    known = functions("03", "common_scale")
     cell = run_cell(
-        "03", "scale, H, H_test = {}, {}, {}", np=np, common_scale=known.common_scale, say=said, n_train=1,
+        "03", "scale, H, H_test = {}, {}, {}", common_scale=known.common_scale, say=said, n_train=1,
         n_test=1, n_svm=1, spaces=[("a", 0)], encoders={"a": [lambda x: x]}, x_train=raw,
         x_test=np.concatenate([raw[:9], 10 + raw[:9]]),
     )  # fmt: skip
@@ -77,7 +84,7 @@ def test_labels_follow_their_images_and_no_test_image_reaches_the_training():
     asked = {}
     names = ("seeds", "latent_dim", "lam_sae", "lam_cae", "epochs", "checkpoints", "device")
     cell = run_cell(
-        "03", "mnist = load_mnist()", np=np, load_mnist=lambda: mnist, say=said, VALIDATION=50, n_train=350,
+        "03", "mnist = load_mnist()", load_mnist=lambda: mnist, say=said, VALIDATION=50, n_train=350,
         n_test=40, n_svm=100, digit_models=lambda *_, **kw: asked.update(kw) or {}, **dict.fromkeys(names, ()),
     )  # fmt: skip
     assert (cell.x_train[:, 0, 0, 0] * 10).round().int().tolist() == cell.y_train.tolist()
@@ -88,12 +95,8 @@ def test_cross_validation_equals_scikit_learns():
     rng = np.random.default_rng(1)
     y = np.arange(90) % 3
     h = rng.standard_t(2, (90, 4)) * (1, 10, 100, 1000) + np.eye(3, 4)[y] * (1, 10, 100, 1000)
-    known = functions(
-        "03", "common_scale", "unit_scale", "make_logreg", np=np, LogisticRegression=LogisticRegression
-    )
-    validate = functions(
-        "03", "cross_validate", np=np, StratifiedKFold=StratifiedKFold, **vars(known)
-    ).cross_validate
+    known = functions("03", "common_scale", "unit_scale", "make_logreg")
+    validate = functions("03", "cross_validate", **vars(known)).cross_validate
     folds = StratifiedKFold(3, shuffle=True, random_state=0)
     for C in (0.01, 0.1, 1.0):
         pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=C, tol=1e-3, max_iter=500))
@@ -104,8 +107,7 @@ def test_cross_validation_equals_scikit_learns():
 def test_swapped_codes_are_the_neighbours_and_zeros_are_zeros():
     torch.manual_seed(0)
     x = torch.rand(5, 1, 28, 28)
-    known = {"torch": torch, "encode_dataset": encode_dataset}
-    swap_errors = functions("01", "decode_with", "swap_errors", "mse", **known).swap_errors
+    swap_errors = functions("01", "decode_with", "swap_errors", "mse").swap_errors
     plain, skipping = (Autoencoder(6, code="relu", skips=skips).eval() for skips in (False, True))
     oracle = [
         plain.decode(h).detach() - x for h in (plain.encode(x), plain.encode(x.roll(1, 0)), torch.zeros(5, 6))
@@ -119,8 +121,7 @@ def test_the_measures_of_a_path_equal_those_of_numpy():
     torch.manual_seed(0)
     model, (x1, x2) = Autoencoder(6, code="relu").eval(), torch.rand(2, 3, 1, 28, 28)
     path = interpolate(model, x1, x2, [0.0, 0.3, 0.6, 1.0])
-    known = {"psnr": psnr, "latent_l2": latent_l2, "relative_l2": relative_l2, "blend": blend}
-    measured = functions("02", "measure", **known).measure(path, x1, x2)
+    measured = functions("02", "measure").measure(path, x1, x2)
     for pair in range(3):
         for a, alpha in enumerate((0.0, 0.3, 0.6, 1.0)):
             decoded, line = path.x_blend[pair, a].numpy(), path.x_linear[pair, a].numpy()
@@ -164,16 +165,13 @@ CLAIMS = {  # what makes a claim of the course true, and what the notebook compu
 
 @pytest.mark.parametrize(("number", "claim"), CLAIMS)
 def test_a_claim_is_supported_by_figures_that_make_it_true(number, claim):
-    assigned, known = CLAIMS[number, claim]
+    computed, known = CLAIMS[number, claim]
     run = Results(int(number), "full", range(5))
-    known = known | {"res": run, "results": run}
+    space = imported(number) | known | {"res": run, "results": run}
+    wanted = (*(f"{name} = " for name in computed), f"res.verdict('{claim}'", f"results.verdict('{claim}'")
     for node in ast.parse("\n".join(sources(number))).body:
-        words = ast.unparse(node)
-        computes = isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in assigned
-        if (computes and "for runs in" not in words) or (
-            isinstance(node, ast.Expr) and f".verdict('{claim}'" in words
-        ):
-            exec(words, known)
+        if ast.unparse(node).startswith(wanted):
+            exec(ast.unparse(node), space)
     assert run.verdicts[claim]["verdict"] == "supported"
 
 
@@ -195,7 +193,7 @@ def test_classifiers_are_fitted_on_training_codes_with_their_own_labels_and_test
     cell = run_cell(
         "03", 'n_fit = {"svm": n_svm, "logreg": len(x_train)}', n_svm=12, x_train=h, spaces=[("a", 0)],
         H={("a", 0): h}, H_test={("a", 0): h_test}, y_train=y_train, y_test=y_test, KINDS=kinds,
-        best_C={("svm", "a"): 1.0, ("logreg", "a"): 1.0}, delayed=joblib.delayed, Parallel=joblib.Parallel,
+        best_C={("svm", "a"): 1.0, ("logreg", "a"): 1.0},
         svm_predict=lambda classifier, h: classifier.predict(h),
     )  # fmt: skip
     for kind, n in (("svm", 12), ("logreg", 30)):
@@ -208,7 +206,7 @@ def test_classifiers_are_fitted_on_training_codes_with_their_own_labels_and_test
 
 def test_few_labels_are_drawn_evenly_over_the_digits():
     y_train = np.random.default_rng(0).integers(0, 10, 2000)
-    draw = functions("03", "draw", np=np, y_train=y_train).draw
+    draw = functions("03", "draw", y_train=y_train).draw
     chosen = draw(30, 0)
     assert len(set(chosen)) == 30 and np.bincount(y_train[chosen]).tolist() == [3] * 10
     assert draw(30, 0).tolist() == chosen.tolist() != draw(30, 1).tolist()
@@ -220,7 +218,7 @@ def test_noise_meets_test_images_and_the_scale_of_the_training_codes():
         np.arange(120) % 10,
     )
     drawn = run_cell(
-        "03", "noisy = {}", np=np, torch=torch, plt=plt, corrupt=corrupt, image_grid=said, show=said, n_test=120,
+        "03", "noisy = {}", image_grid=said, show=said, n_test=120,
         n_noisy=100, noise_seed=0, x_test=x_test, y_test=y_test, x_train=torch.zeros(120, 1, 28, 28),
     )  # fmt: skip
     faded = drawn.noisy["contrast", 0.5]
@@ -228,7 +226,7 @@ def test_noise_meets_test_images_and_the_scale_of_the_training_codes():
     assert (drawn.y_noisy == y_test[drawn.sample]).all()
     h_test = x_test.flatten(1).numpy()
     cell = run_cell(
-        "03", "robust, moved, recoded = {}, {}, {}", np=np, spaces=[("a", 0)], conditions=drawn.conditions,
+        "03", "robust, moved, recoded = {}, {}, {}", spaces=[("a", 0)], conditions=drawn.conditions,
         noisy=drawn.noisy, sample=drawn.sample, y_noisy=drawn.y_noisy, KINDS=["svm"], H={("a", 0): h_test},
         H_test={("a", 0): h_test}, encoders={"a": [lambda x: x.flatten(1).numpy() + 7]},
         scale={("a", 0): lambda h: h - 7}, predict=lambda kind, name, i, h: drawn.y_noisy,
@@ -242,7 +240,7 @@ def test_the_area_under_the_noise_curve_is_a_mean_accuracy():
     levels = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
     robust = {("svm", "a", 0, "gaussian", s): 0.8 for s in levels}
     robust |= {("svm", "a", 1, "gaussian", s): 1 - 2 * s for s in levels}
-    known = {"np": np, "robust": robust, "encoders": {"a": [0, 1]}, "LEVELS": {"gaussian": levels}}
+    known = {"robust": robust, "encoders": {"a": [0, 1]}, "LEVELS": {"gaussian": levels}}
     assert functions("03", "curve", "area", **known).area("svm", "a") == pytest.approx([0.8, 0.5])
 
 
@@ -251,7 +249,7 @@ def test_frames_of_the_three_parts_stay_in_their_places():
     cell = run_cell(
         "04", "part = split_frames(len(data.images), split, split_seed)", say=said, faces="frey", split="blocks",
         load_frey_faces=lambda source: SimpleNamespace(images=images, name=source), split_seed=3, seeds=[0],
-        split_frames=split_frames, Results=lambda *_, **__: None, profile="quick", parameters={},
+        profile="quick", parameters={},
     )  # fmt: skip
     for x, index in zip((cell.x_train, cell.x_val, cell.x_test), split_frames(500, "blocks", 3)):
         assert x.flatten().long().tolist() == index.tolist()
@@ -277,10 +275,7 @@ class Decodes(LinearGaussian):
 
 def test_the_likelihood_table_is_exact_where_the_posterior_is():
     x = torch.randn(64, 1, 1, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    table = functions(
-        "04", "likelihood", torch=torch, negative_elbo=negative_elbo, iwae=iwae, psnr=psnr, iwae_samples=7,
-        bits_per_dim=bits_per_dim, gaussian_kl_units=gaussian_kl_units,
-    ).likelihood(Decodes(0.0), x)  # fmt: skip
+    table = functions("04", "likelihood", iwae_samples=7).likelihood(Decodes(0.0), x)
     truth = -Decodes(0.0).log_marginal(x).mean().item() / (560 * math.log(2))
     assert table["iwae_bits"] == pytest.approx(truth)
     assert table["neg_elbo_bits"] == pytest.approx(truth, rel=0.05)
@@ -292,7 +287,7 @@ def test_fitted_codes_have_the_mean_and_covariance_of_the_codes():
     generator = torch.Generator().manual_seed(0)
     mixing = torch.tensor([[2.0, 0.0, 0.0], [1.0, 0.5, 0.0], [0.0, 0.3, 1.0]])
     codes = torch.randn(20_000, 3, generator=generator) @ mixing.T + torch.tensor([1.0, -2.0, 0.5])
-    known = functions("04", "fitted_gaussian", "drawn_codes", torch=torch, x_train=codes)
+    known = functions("04", "fitted_gaussian", "drawn_codes", x_train=codes)
     eps, drawn = known.drawn_codes(SimpleNamespace(encode=lambda x: x), 20_000, generator)
     torch.testing.assert_close(drawn.mean(0), torch.tensor([1.0, -2.0, 0.5]), atol=0.06, rtol=0)
     torch.testing.assert_close(torch.cov(drawn.T), mixing @ mixing.T, atol=0.15, rtol=0)
@@ -307,7 +302,7 @@ def test_precision_and_recall_equal_those_from_scikit_learns_neighbours():
         radius = NearestNeighbors(n_neighbors=k + 1).fit(others).kneighbors(others)[0][:, -1]
         return np.mean([(np.linalg.norm(others - point, axis=1) <= radius).any() for point in points.numpy()])
 
-    known = {"torch": torch, "mean_face": torch.zeros(4), "components": torch.eye(4)}
+    known = {"mean_face": torch.zeros(4), "components": torch.eye(4)}
     score = functions("04", "inside", "precision_recall", **known).precision_recall
     for k in (1, 3):
         oracle = share_inside(images, real.numpy(), k), share_inside(real, images.numpy(), k)
@@ -315,8 +310,7 @@ def test_precision_and_recall_equal_those_from_scikit_learns_neighbours():
 
 
 def test_block_bootstrap_gives_unrelated_videos_even_p_values():
-    known = {"torch": torch, "math": math}
-    bootstrap = functions("04", "correlations", "block_bootstrap", **known).block_bootstrap
+    bootstrap = functions("04", "correlations", "block_bootstrap").block_bootstrap
     generator = torch.Generator().manual_seed(0)
     eps = 3 * torch.randn(1965, 2, 12, generator=generator)
     slow = torch.zeros_like(eps)
@@ -333,6 +327,6 @@ def test_block_bootstrap_gives_unrelated_videos_even_p_values():
 def test_slopes_of_a_linear_decoder_are_its_weights_over_the_spread():
     weights, sd = torch.tensor([[1.0, -2.0], [0.5, 3.0], [0.0, 4.0]]), torch.tensor([2.0, 0.5])
     vae = SimpleNamespace(latent_dim=3, decode=lambda z: z @ weights + 5)
-    known = {"torch": torch, "sd": sd, "attributes": lambda x: {"one": x[:, 0], "two": x[:, 1]}}
+    known = {"sd": sd, "attributes": lambda x: {"one": x[:, 0], "two": x[:, 1]}}
     slope = functions("04", "slopes", **known).slopes(vae, torch.randn(6, 3), torch.arange(-2.0, 3.0))
     torch.testing.assert_close(slope, (weights / sd)[:, None].expand(3, 6, 2))
