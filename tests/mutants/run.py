@@ -1,6 +1,6 @@
 """Mutation tests: every mistake in table.toml, planted by itself, must turn a test or a notebook cell red.
 
-python tests/mutants/run.py [-k PART_OF_A_NAME] [--jobs N]
+python tests/mutants/run.py [-k NAME_OR_FILE] [--jobs N]
 """
 
 import argparse
@@ -97,27 +97,27 @@ def mutate(mutant, tree):
 
 
 def choose(cells, tree):
-    """The notebook's chosen code cells, in its order; ValueError where a line is not in exactly one of them."""
-    every = [
-        cell for cell in nbformat.read(tree / cells.file, as_version=4).cells if cell.cell_type == "code"
-    ]
+    """Which of the notebook's code cells are meant; ValueError where a line is not in exactly one of them."""
+    every = [source.splitlines() for source in sources(tree / cells.file)]
     for line in cells.lines:
-        found = sum(line in cell.source.splitlines() for cell in every)
+        found = sum(line in lines for lines in every)
         if found != 1:
             raise ValueError(f"the line {line!r} is in {found} cells of {cells.file}, not in one.")
-    return [cell for cell in every if set(cells.lines) & set(cell.source.splitlines())]
+    return [i for i, lines in enumerate(every) if set(cells.lines) & set(lines)]
 
 
-def run_cells(cells, tree):
-    """The first line of the first cell that raises or prints what is not committed with it; "" if none does.
+def run_cells(cells, chosen, tree):
+    """The first line of the first chosen cell that raises or prints what is not committed with it; "" if none does.
 
     The committed text is compared as nbval does it: strictly, except in cells that are tagged to be ignored.
     """
-    space = {"__name__": "__main__"}
-    for i, cell in enumerate(choose(cells, tree)):
-        source, tags, printed = cell.source, cell.metadata.get("tags", []), io.StringIO()
+    notebook, space = nbformat.read(tree / cells.file, as_version=4), {"__name__": "__main__"}
+    every = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    for i in chosen:
+        cell, printed = every[i], io.StringIO()
+        source, tags = cell.source, cell.metadata.get("tags", [])
         source += f"\n{cells.parameters}" if "parameters" in tags else ""
-        source += f"\n{cells.first}" if i == 0 else ""
+        source += f"\n{cells.first}" if i == chosen[0] else ""
         committed = "".join(out.text for out in cell.outputs if out.get("name") == "stdout")
         try:
             with contextlib.redirect_stdout(printed):
@@ -150,6 +150,7 @@ def examine(mutant, tests, cells):
     with tempfile.TemporaryDirectory(prefix="mutant-", ignore_cleanup_errors=True) as folder:
         tree = Path(folder).resolve()
         copy_tree(tree)
+        chosen = choose(cells, tree) if cells else None
         if mutant:
             mutate(mutant, tree)
         os.chdir(tree / "notebooks" if cells else tree)
@@ -164,7 +165,7 @@ def examine(mutant, tests, cells):
             for stream in (1, 2):
                 os.dup2(log.fileno(), stream)
             if cells:
-                witness.failed = run_cells(cells, tree)
+                witness.failed = run_cells(cells, chosen, tree)
                 status = bool(witness.failed)
             else:
                 options = ["-x", "-q", "-p", "no:cacheprovider"]
@@ -188,11 +189,11 @@ def everything(mutants, cells):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("-k", default="", metavar="NAME", help="only mutants with this in their name")
+    parser.add_argument("-k", default="", metavar="NAME", help="only mutants with this in their name or file")
     parser.add_argument("--jobs", type=int, default=1, help="how many at a time")
     options = parser.parse_args()
     mutants, cells = read_table()
-    mutants = [mutant for mutant in mutants if options.k in mutant.name]
+    mutants = [mutant for mutant in mutants if options.k in f"{mutant.file} {mutant.name}"]
     context = multiprocessing.get_context(
         "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     )
