@@ -3,6 +3,7 @@
 import ast
 import math
 from functools import cache
+from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -322,6 +323,14 @@ def test_block_bootstrap_gives_unrelated_videos_even_p_values():
         oracle = np.corrcoef(series.flatten(1).T.numpy())[:12, 12:]
         assert r.numpy() == pytest.approx(oracle, abs=1e-5)
         assert p.mean().item() == pytest.approx(0.5, abs=0.06)
+
+
+def test_holm_rejects_what_every_bonferroni_test_of_a_set_with_it_rejects():
+    holm, generator = functions("04", "holm").holm, torch.Generator().manual_seed(0)
+    for p in 0.05 * torch.rand(50, 5, generator=generator):  # the closure principle (Marcus et al., 1976)
+        sets = [list(chosen) for size in range(1, 6) for chosen in combinations(range(5), size)]
+        rejected = [p[chosen].min() <= 0.05 / len(chosen) for chosen in sets]
+        assert holm(p).tolist() == [all(r for r, s in zip(rejected, sets) if i in s) for i in range(5)]
 
 
 def test_slopes_of_a_linear_decoder_are_its_weights_over_the_spread():
