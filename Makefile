@@ -5,6 +5,7 @@
 # make reference    trains the shipped weights and records the reference figures anew; takes hours
 # make report       writes the report of runs/$(PROFILE) anew
 # make explorer     explorer.html: three of the trained networks in a page, moved by sliders
+# make bench        images a second on this machine, against the usual training loop
 # make browser-test the explorer and a run's report in a headless Chromium (Debian: installed if missing)
 # make faults       kills a run at 20 more random moments; minutes
 # make clean        removes runs and caches
@@ -21,7 +22,7 @@ endif
 READY := $(VENV)/.ready
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 
-.PHONY: run test lint unit quick notebooks mutants lab reference report explorer browser-test faults clean
+.PHONY: run test lint unit quick notebooks mutants lab reference report explorer bench browser-test faults clean
 .DEFAULT_GOAL := run
 
 $(READY): requirements.txt pyproject.toml
@@ -68,6 +69,9 @@ report: $(READY)
 
 explorer: $(READY)
 	$(BIN)/python -m aeutils explorer
+
+bench: $(READY)
+	$(BIN)/python -m aeutils bench
 
 browser-test: $(READY)
 	command -v chromium || command -v google-chrome || (apt-get update -q && apt-get install -qy chromium)

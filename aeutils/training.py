@@ -33,8 +33,8 @@ class AutoencoderConfig:
 
     lam rises linearly from 0 over the first half of the training.
 
-    `penalty`: none, l1 (on h), kl (target rho, sigmoid codes), contractive (||dh/dx||_F^2, one probe on a quarter of
-    the batch), denoising (the input gets Gaussian noise of standard deviation lam, the target does not).
+    `penalty`: none, l1 (on h), kl (target rho, sigmoid codes), contractive (||dh/dx||_F^2, one probe on half of the
+    batch), denoising (the input gets Gaussian noise of standard deviation lam, the target does not).
     Raises ValueError on an unknown penalty and on a lam below 0.
     """
 
@@ -74,9 +74,7 @@ class AutoencoderConfig:
         elif self.penalty == "kl":
             penalty = kl_sparsity(h, self.rho)
         elif self.penalty == "contractive":
-            share = x[
-                : max(1, len(x) // 4)
-            ]  # batches are drawn at random: a quarter of one is an unbiased sample
+            share = x[: max(1, len(x) // 2)]  # batches are drawn at random: half of one is an unbiased sample
             penalty = contractive_penalty(lambda x: model.encode(x, stats), share, generator=generator)
         else:
             return error, {"mse": error.detach() / x[0].numel()}
@@ -307,10 +305,10 @@ def load_or_train(config, images, val_images=None, *, folders, device="auto", pr
 
 
 def restore(config, tensors, size, device):
-    """The model of a checkpoint's tensors; memory laid out alike whether it was trained here or reloaded."""
+    """The model of a checkpoint's tensors, its memory laid out as in training: channels_last."""
     model = config.build(size)
     model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
-    return model.to(device).eval()
+    return model.to(device, memory_format=torch.channels_last).eval()
 
 
 def digest_of(tensors, meta):

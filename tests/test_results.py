@@ -342,15 +342,23 @@ def test_face_models_share_width_and_budget():
 def test_the_lambda_path_has_a_row_for_every_lam_measured_on_validation_images(monkeypatch, tmp_path):
     images = torch.rand(456, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     small = {"n_train": 256, "latent_dim": 4, "epochs": 1}
-    monkeypatch.setattr(reference_run, "PATH", {"none": (0.0,), "l1": (0.1, 0.2)})
+    monkeypatch.setattr(reference_run, "PATH", {"none": {0.0: 2}, "l1": {0.1: 2, 0.2: 1}})
     monkeypatch.setattr(reference_run, "VALIDATION", 200)
     monkeypatch.setattr(reference_run, "load_mnist", lambda: SimpleNamespace(train_images=images))
     monkeypatch.setattr(reference_run.runner, "defaults", lambda path: small)
     rows = reference_run.lambda_path(tmp_path)
     assert [(row["penalty"], row["lam"]) for row in rows] == [("none", 0.0), ("l1", 0.1), ("l1", 0.2)]
-    config = AutoencoderConfig(latent_dim=4, epochs=1)
-    model = load_or_train(config, images[:256], folders=[tmp_path]).model
-    assert rows[0]["val_mse"] == pytest.approx((model(images[256:]) - images[256:]).square().mean().item())
+
+    def errors(n_seeds, **penalty):
+        configs = [AutoencoderConfig(latent_dim=4, epochs=1, seed=k, **penalty) for k in range(n_seeds)]
+        models = [load_or_train(config, images[:256], folders=[tmp_path]).model for config in configs]
+        return [(model(images[256:]) - images[256:]).square().mean().item() for model in models]
+
+    ae, sae = errors(2), errors(2, penalty="l1", lam=0.1)
+    assert rows[0]["val_mse"] == pytest.approx(np.mean(ae)) and rows[0]["of_tau"] == pytest.approx(1 / 1.25)
+    assert rows[1]["seeds"] == 2
+    assert rows[1]["of_tau"] == pytest.approx(np.mean([s / (1.25 * a) for s, a in zip(sae, ae)]))
+    assert rows[2]["of_tau"] == pytest.approx(errors(1, penalty="l1", lam=0.2)[0] / (1.25 * ae[0]))
     assert rows == reference_run.lambda_path(tmp_path)  # from the weights that are there
 
 

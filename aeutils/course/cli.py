@@ -1,4 +1,4 @@
-"""The command line: run, data, report, explorer, reference. Exit status 1: a run failed; 2: bad input, figures off."""
+"""The command line: run, data, report, explorer, bench, reference. Exit 1: a run failed; 2: bad input, figures off."""
 
 import os
 import sys
@@ -149,6 +149,16 @@ def explorer(output):
     from aeutils.course import explorer as make
 
     click.echo(f"Explorer: {make.write(Path(output))}")
+
+
+@cli.command()
+@click.option("--output", metavar="DIR", default="runs/bench", help="Where to; runs/bench if not given.")
+@click.option("--rounds", type=click.IntRange(1, 1000), default=5, help="Rounds of measurement (5).")
+def bench(output, rounds):
+    """Measure training and encoding speed on this machine's processor against the usual ways."""
+    from aeutils.course import bench as make
+
+    click.echo(f"Table, picture and figures: {make.write(output, rounds)}")
 
 
 @cli.command()

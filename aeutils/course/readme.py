@@ -19,7 +19,7 @@ CODES = {  # row: (metric of notebooks 01 to 03, decimals)
     "relative latent L2 of the two blends": ("02.{}.relative_l2", 3),
     "logistic regression, clean": ("03.{}.logreg_accuracy", 4),
     "SVM, clean": ("03.{}.svm_accuracy", 4),
-    "SVM, clean, twice the labels (first seed)": ("03.{}.svm_accuracy_more_labels", 4),
+    "SVM, clean, all 60,000 labels (first seed)": ("03.{}.svm_accuracy_more_labels", 4),
     "SVM, noise of standard deviation 0.3": ("03.{}.svm_accuracy.gaussian_0.3", 3),
 }
 FACE = {
@@ -28,7 +28,7 @@ FACE = {
     "reconstruction PSNR, dB": ("04.vae.psnr_db", 1),
     "active units of 20": ("04.vae.active_units", 0),
     "precision of samples from the prior": ("04.vae.precision", 2),
-    "the same of training frames, the ceiling": ("04.ceiling.precision", 2),
+    "the same of training frames, the yardstick": ("04.ceiling.precision", 2),
     "recall of samples from the prior": ("04.vae.recall", 2),
     "the same of training frames": ("04.ceiling.recall", 2),
 }

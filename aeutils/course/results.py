@@ -19,6 +19,7 @@ FREE = (
     "device",
     "checkpoints",
     "faces",
+    "n_svm_more",
 )  # no figure is defined by these
 
 

@@ -1,0 +1,196 @@
+"""Training speed on this machine, interleaved in one process: models, the usual loop, the penalty, the peak."""
+
+import gzip
+import statistics
+import tempfile
+import time
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from torch.func import jacrev, vmap
+from torch.utils.data import DataLoader
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision import datasets, transforms
+from tqdm import tqdm
+
+from aeutils.course.results import write_json
+from aeutils.course.settings import digit_configs
+from aeutils.data import DATA, MNIST_FILES, load_mnist
+from aeutils.latent import encode_dataset
+from aeutils.losses import contractive_penalty, jacobian_frobenius
+from aeutils.training import VAEConfig, autocast
+
+BATCH, STEPS, FEW = 256, 10, 16  # images a batch, steps a round, images of the exact penalties
+
+
+def trainer(config, images, fast=True):
+    """A function that takes one training step on a batch x, as `training.fit` does; not `fast`: as is usual."""
+    torch.manual_seed(0)
+    layout = torch.channels_last if fast else torch.contiguous_format
+    model = config.build(images.shape[-2:]).to(memory_format=layout).train()
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True if fast else None)
+    generator = torch.Generator().manual_seed(0)
+
+    def step(x):
+        with autocast("cpu") if fast else nullcontext():
+            loss, _ = config.loss(model, x, generator)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+
+    return step
+
+
+def indexed(step, images, batch_size=None):
+    """STEPS steps on batches indexed from one tensor; returns the number of images."""
+    batch_size = batch_size or BATCH
+    for index in torch.randperm(len(images))[: STEPS * batch_size].split(batch_size):
+        step(images[index].contiguous(memory_format=torch.channels_last))
+    return STEPS * batch_size
+
+
+def usual_loop(step, folder):
+    """The same on torchvision's data set: an image at a time, through a transform and a DataLoader."""
+    for name in MNIST_FILES:
+        path = Path(folder) / "MNIST" / "raw" / name.removesuffix(".gz")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(gzip.decompress((DATA / "MNIST" / "raw" / name).read_bytes()))
+    data = datasets.MNIST(folder, train=True, transform=transforms.ToTensor())
+
+    def run():
+        for _, (x, _) in zip(range(STEPS), DataLoader(data, BATCH, shuffle=True)):
+            step(x)
+        return STEPS * BATCH
+
+    return run
+
+
+def penalties(model):
+    """Three ways to ||J||_F^2 of x, each with its gradient: {name: function of x}."""
+
+    def rows(x):
+        x = x.requires_grad_(True)
+        h = model.encode(x)
+        parts = (torch.autograd.grad(h[:, i].sum(), x, create_graph=True)[0] for i in range(h.shape[1]))
+        return sum(part.square().sum() for part in parts) / len(x)
+
+    def forward_of_one(x):
+        return model.encode(x[None])[0]
+
+    return {
+        "exact, by rows": rows,
+        "exact, vmap(jacrev)": lambda x: vmap(jacrev(forward_of_one))(x).square().sum() / len(x),
+        "one random probe": lambda x: contractive_penalty(model.encode, x),
+    }
+
+
+def with_gradient(penalty, model, images):
+    def run():
+        penalty(images[:FEW].clone()).backward()
+        model.zero_grad()
+        return FEW
+
+    return run
+
+
+def matrix_product(dtype, n=2048):
+    a = torch.randn(n, n).to(dtype)
+
+    def run():
+        a @ a
+        return 2 * n**3 / 1e9  # GFLOP
+
+    return run
+
+
+def measure(rounds=5):
+    """{name: {"median", "all", "unit"}} of images (or GFLOP) a second, the contestants taking turns."""
+    images = load_mnist().train_images
+    configs = digit_configs(seed=0, latent_dim=256, lam_sae=0.045, lam_cae=0.033, epochs=1)
+    faces, vae = torch.rand(400, 1, 28, 20), VAEConfig()
+    model = configs["cae"].build((28, 28)).to(memory_format=torch.channels_last).eval()
+    assert torch.allclose(
+        penalties(model)["exact, by rows"](images[:4].clone()),
+        jacobian_frobenius(model.encode, images[:4]).mean(),
+        rtol=1e-3,
+    )
+    step = {name: trainer(config, images) for name, config in configs.items()}
+    face_step = trainer(vae, faces)
+    with tempfile.TemporaryDirectory() as folder:
+        runs = {
+            "AE, training": lambda: indexed(step["ae"], images),
+            "SAE, training": lambda: indexed(step["sae"], images),
+            "CAE, training": lambda: indexed(step["cae"], images),
+            "AE, usual loop": usual_loop(trainer(configs["ae"], images, fast=False), folder),
+            "VAE of faces, training": lambda: indexed(face_step, faces, vae.batch_size),
+            "AE, encoding": lambda: len(encode_dataset(model, images[:5000])),
+            **{
+                f"penalty: {name}": with_gradient(penalty, model, images)
+                for name, penalty in penalties(model).items()
+            },
+            "matrix product, float32": matrix_product(torch.float32),
+            "matrix product, bfloat16": matrix_product(torch.bfloat16),
+        }
+        found = {name: [] for name in runs}
+        for turn in tqdm(range(rounds + 1), desc="rounds"):  # the first warms up
+            for name, run in runs.items():
+                start = time.perf_counter()
+                amount = run()
+                if turn:
+                    found[name].append(amount / (time.perf_counter() - start))
+    return {
+        name: {
+            "median": statistics.median(values),
+            "all": values,
+            "unit": "GFLOP/s" if "product" in name else "images/s",
+        }
+        for name, values in found.items()
+    }
+
+
+def flops_of_a_step(config, images):
+    """GFLOP of one training step on BATCH images, counted by torch."""
+    step, counter = trainer(config, images, fast=False), FlopCounterMode(display=False)
+    with counter:
+        step(images[:BATCH])
+    return counter.get_total_flops() / 1e9
+
+
+def write(output, rounds=5):
+    """Measure, print a table, write OUTPUT/bench.json and OUTPUT/bench.png; return the folder."""
+    import matplotlib.pyplot as plt
+
+    found, folder = measure(rounds), Path(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    median = {name: row["median"] for name, row in found.items()}
+    for name, row in found.items():
+        spread = f"{min(row['all']):,.0f} to {max(row['all']):,.0f}"
+        print(f"{name:28}{row['median']:12,.1f} {row['unit']:9} ({spread})")
+    ae = digit_configs(seed=0, latent_dim=256, lam_sae=0.0, lam_cae=0.0, epochs=1)["ae"]
+    gflops = flops_of_a_step(ae, load_mnist().train_images[:BATCH]) * median["AE, training"] / BATCH
+    ratios = {
+        "AE training over the usual loop": median["AE, training"] / median["AE, usual loop"],
+        "CAE step over the plain step": median["AE, training"] / median["CAE, training"],
+        "probe over exact by rows": median["penalty: one random probe"] / median["penalty: exact, by rows"],
+        "AE training over the float32 peak": gflops / median["matrix product, float32"],
+    }
+    for name, value in ratios.items():
+        print(f"{name:40}{value:8.2f}")
+    settings = {
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "rounds": rounds,
+        "batch": BATCH,
+    }
+    write_json(folder / "bench.json", {"settings": settings, "speeds": found, "ratios": ratios})
+    names = [name for name in found if "product" not in name]
+    fig, ax = plt.subplots(figsize=(8, 3.6), layout="constrained")
+    ax.barh(names, [median[name] for name in names], color="#0072B2")
+    ax.invert_yaxis()
+    ax.set(
+        xscale="log", xlabel=f"images a second, median of {rounds} rounds, {torch.get_num_threads()} threads"
+    )
+    fig.savefig(folder / "bench.png", dpi=150)
+    plt.close(fig)
+    return folder

@@ -1,0 +1,36 @@
+"""The speed measurement: its penalties are the penalty, and what it writes is what it measured."""
+
+import json
+
+import pytest
+import torch
+
+from aeutils.course import bench
+from aeutils.data import load_mnist
+from aeutils.losses import jacobian_frobenius
+from aeutils.models import Autoencoder
+
+
+def test_every_exact_penalty_is_the_exact_penalty():
+    torch.manual_seed(0)
+    model = Autoencoder(6, code="relu").double().eval()
+    x = torch.rand(3, 1, 28, 28, dtype=torch.float64)
+    truth = jacobian_frobenius(model.encode, x).mean()
+    for name, penalty in bench.penalties(model).items():
+        if name.startswith("exact"):
+            assert penalty(x.clone()).item() == pytest.approx(truth.item())
+
+
+def test_a_bench_writes_what_it_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "BATCH", 8)
+    monkeypatch.setattr(bench, "STEPS", 1)
+    monkeypatch.setattr(bench, "FEW", 1)
+    mnist = load_mnist()
+    monkeypatch.setattr(bench, "load_mnist", lambda: mnist._replace(train_images=mnist.train_images[:64]))
+    bench.write(tmp_path / "bench", rounds=2)
+    written = json.loads((tmp_path / "bench" / "bench.json").read_text())
+    median = {name: row["median"] for name, row in written["speeds"].items()}
+    assert all(len(row["all"]) == 2 and min(row["all"]) > 0 for row in written["speeds"].values())
+    ratio = written["ratios"]["CAE step over the plain step"]
+    assert ratio == pytest.approx(median["AE, training"] / median["CAE, training"])
+    assert (tmp_path / "bench" / "bench.png").stat().st_size > 10_000
