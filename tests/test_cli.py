@@ -116,6 +116,10 @@ def test_known_parameters_are_listed_by_notebook(course):
         (["explorer", "--output", "a-file/x.html"], "--output is 'a-file/x.html'"),
         (["explorer", "x.html"], "x.html"),
         (["reference", "--notebooks=1"], "does not take a value"),
+        (["bench", "--output"], "requires an argument"),
+        (["bench", "--output", "a-file/inside"], "which is, or lies in, a file"),
+        (["bench", "--rounds", "0"], "0 is not in the range"),
+        (["bench", "--rounds", "many"], "'many' is not a valid integer"),
         (["data", "frey"], "frey"),
     ],
 )

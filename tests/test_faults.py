@@ -106,7 +106,15 @@ def test_two_trainings_at_once_into_one_folder_end_in_the_same_bits(tmp_path):
     assert [Path(name).suffix for name in names(tmp_path)] == [".safetensors"] and all_sound(tmp_path)
 
 
-def test_ctrl_c_in_a_training_says_how_to_go_on(tmp_path, monkeypatch):
+@pytest.fixture
+def ctrl_c():
+    """SIGINT raises KeyboardInterrupt, also where the shell that began the tests has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_in_a_training_says_how_to_go_on(tmp_path, monkeypatch, ctrl_c):
     monkeypatch.setattr(training, "SAVE_SECONDS", 0)
     whole = load_or_train(AE, IMAGES, folders=[tmp_path / "whole"], progress=False)
     loss, steps = AutoencoderConfig.loss, 0

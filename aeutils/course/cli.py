@@ -158,6 +158,7 @@ def bench(output, rounds):
     """Measure training and encoding speed on this machine's processor against the usual ways."""
     from aeutils.course import bench as make
 
+    runner.check_folder(Path(output).absolute())
     click.echo(f"Table, picture and figures: {make.write(output, rounds)}")
 
 

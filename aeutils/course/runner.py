@@ -63,9 +63,14 @@ def plan(notebooks, profile, overrides, folder, reuse=False):
     for path, names in known.items():
         parameters[path] = names | {name: value for name, value in chosen.items() if name in names}
         check_parameters(parameters[path])
+    check_folder(folder)
+    return Plan(parameters, profile, folder, Path(chosen.get("checkpoints") or folder / "checkpoints"))
+
+
+def check_folder(folder):
+    """Raise ValueError where no folder of this name can be made."""
     if any(part.exists() and not part.is_dir() for part in (folder, *folder.parents)):
         raise ValueError(f"--output is {str(folder)!r}, which is, or lies in, a file; name a folder.")
-    return Plan(parameters, profile, folder, Path(chosen.get("checkpoints") or folder / "checkpoints"))
 
 
 def defaults(path):
