@@ -47,13 +47,13 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 
 unit: lint
-	$(BIN)/python -m pytest -q tests
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests
 
 quick: unit
 	$(BIN)/python -m aeutils run --profile quick --output runs/test
 
 notebooks: quick
-	$(BIN)/python -m pytest -q --nbval notebooks
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --nbval notebooks
 
 mutants: $(READY)
 	$(BIN)/python tests/mutants/run.py

@@ -1,6 +1,10 @@
 """What nbval compares: text that a cell prints, but neither progress bars, tables nor published figures."""
 
+import os
 from pathlib import Path
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # a thread a worker, and a kernel: more would wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parent
 

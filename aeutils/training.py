@@ -17,7 +17,7 @@ from .losses import contractive_penalty, kl_sparsity, l1_sparsity, negative_elbo
 from .models import VAE, Autoencoder
 
 FORMAT = "1"
-WARM_UP = 0.5  # share of the steps over which lam rises from 0: a penalty on an untrained code kills units
+WARM_UP = 0.75  # share of the steps over which lam rises from 0: a penalty on an untrained code kills units
 SAVE_SECONDS = 5  # between two writes of the resume file
 PENALTIES = ("none", "l1", "kl", "contractive", "denoising")
 SHIPPED = Path(__file__).resolve().parent.parent / "data" / "checkpoints"
@@ -31,7 +31,7 @@ class TrainingFailed(RuntimeError):
 class AutoencoderConfig:
     """All that determines an autoencoder's weights. The loss is ||x_hat - x||^2 + lam * penalty.
 
-    lam rises linearly from 0 over the first half of the training.
+    lam rises linearly from 0 over the first three quarters of the training.
 
     `penalty`: none, l1 (on h), kl (target rho, sigmoid codes), contractive (||dh/dx||_F^2, one probe on half of the
     batch), denoising (the input gets Gaussian noise of standard deviation lam, the target does not).
@@ -47,7 +47,7 @@ class AutoencoderConfig:
     skips: bool = False
     data: str = "mnist"
     epochs: int = 4
-    batch_size: int = 256
+    batch_size: int = 128
     lr: float = 1e-2
     weight_decay: float = 0.0
     seed: int = 0

@@ -339,3 +339,19 @@ def test_slopes_of_a_linear_decoder_are_its_weights_over_the_spread():
     known = {"sd": sd, "attributes": lambda x: {"one": x[:, 0], "two": x[:, 1]}}
     slope = functions("04", "slopes", **known).slopes(vae, torch.randn(6, 3), torch.arange(-2.0, 3.0))
     torch.testing.assert_close(slope, (weights / sd)[:, None].expand(3, 6, 2))
+
+
+def test_the_scores_of_known_factors_tell_a_factor_with_two_units_from_one_with_one():
+    names = ("in_bins", "mutual_information", "mig", "concentration", "scores_against")
+    cells = functions("04", *names)
+    generator = torch.Generator().manual_seed(0)
+    v, noise = (torch.rand(2000, 3, generator=generator) for _ in range(2))
+    twice = torch.cat([v[:, :1], v], dim=1) + 1e-4 * torch.randn(2000, 4, generator=generator)
+    found = cells.scores_against(v[:1500], twice[:1500], v[1500:], twice[1500:])
+    assert found["MIG"] == pytest.approx(2 / 3, abs=0.05)  # no lead for the factor with two units
+    assert found["disentanglement"] > 0.85 > found["completeness"] > 0.5
+    assert found["linear R²"] > 0.999
+    wrong = cells.scores_against(v[:1500], twice[:1500], noise[1500:], twice[1500:])
+    assert wrong["linear R²"] < 0.1  # it is measured on the new frames
+    one = cells.mig(v[:, :1], v[:, :1])
+    assert one == pytest.approx(1, abs=0.02)  # a code of one unit has no second

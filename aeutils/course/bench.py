@@ -21,7 +21,7 @@ from aeutils.latent import encode_dataset
 from aeutils.losses import contractive_penalty, jacobian_frobenius
 from aeutils.training import VAEConfig, autocast
 
-BATCH, STEPS, FEW = 256, 10, 16  # images a batch, steps a round, images of the exact penalties
+BATCH, STEPS, FEW = 128, 20, 16  # images a batch, steps a round, images of the exact penalties
 
 
 def trainer(config, images, fast=True):

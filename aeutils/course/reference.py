@@ -1,6 +1,7 @@
 """The reference run: five seeds of every headline model, their figures with tolerances, and the notebooks as read."""
 
 import hashlib
+import json
 import math
 import statistics
 import time
@@ -16,13 +17,19 @@ from aeutils.course.readme import write_readme
 from aeutils.course.results import REFERENCE, write_json
 from aeutils.course.settings import VALIDATION, digit_configs, face_configs, seeds_of
 from aeutils.data import DATA, load_frey_faces, load_mnist, split_frames
+from aeutils.faces import synthetic_faces
 from aeutils.latent import decode_dataset, encode_dataset
 from aeutils.losses import contractive_penalty
 from aeutils.metrics import active_share, jacobian_over_variance
 from aeutils.training import SHIPPED, AutoencoderConfig, load_or_train
 
 SEEDS = 5
-FACE_SEEDS = 1  # one face model takes as long as five digit models
+FACE_SEEDS = 5
+FACE_STUDIES = (  # changes to notebook 04's parameters
+    *({"beta": beta} for beta in (0.5, 2.0, 4.0)),
+    *({"split": "random", "split_seed": seed, "iwae_samples": 5000} for seed in (0, 1, 2)),
+    *({"split": "blocks", "split_seed": seed, "iwae_samples": 500} for seed in (0, 1, 2)),
+)
 MORE_LABELS = 60000  # of the SVM that only the reference run has the time for
 RETRAINED = 3  # seeds of a full run, which the tolerance is for
 FALSE_ALARM = 0.05  # of a whole full run
@@ -31,6 +38,7 @@ PATH = {  # penalty: {lam: seeds}; several seeds where the bound is near
     "l1": {0.045: 5, 0.05: 3, 0.12: 1},
     "contractive": {0.033: 5, 0.037: 5, 0.08: 1},
 }
+STUDIED = ("vae.", "ae.", "ceiling.", "known.")  # the metrics of a face study that are kept
 TAU = 1.25  # times the AE's validation MSE is what a penalty may cost
 FLOORS = {"dB": 0.1, "": 0.005, "MSE": 5e-4, "%": 0.5, "bits/dim": 0.02, "nats": 2.0}  # absolute, by unit
 
@@ -60,15 +68,20 @@ def digit_tasks(parameters):
 
 
 def face_tasks(parameters):
-    for source, n_seeds in (("frey", FACE_SEEDS), ("synthetic", 1)):
-        images = load_frey_faces(source=source).images
-        split = split_frames(len(images), parameters["split"], parameters["split_seed"])
+    kept = {name: parameters[name] for name in ("face_latent_dim", "face_epochs", "beta")}
+    n = len(load_frey_faces(source="synthetic").images)
+    drawn = synthetic_faces(n, parameters["split_seed"], independent=True)[0]
+    for source, kind, names, n_seeds in (
+        ("frey", parameters["split"], ("vae", "ae"), FACE_SEEDS),
+        ("synthetic", parameters["split"], ("vae", "ae"), 1),
+        ("independent", "random", ("vae",), 1),
+    ):
+        images = drawn if source == "independent" else load_frey_faces(source=source).images
+        split = split_frames(len(images), kind, parameters["split_seed"])
         for seed in seeds_of(0, n_seeds):
-            names = ("face_latent_dim", "face_epochs", "beta")
-            data = f"{source}/{parameters['split']}-{parameters['split_seed']}"
-            configs = face_configs(seed=seed, data=data, **{name: parameters[name] for name in names})
-            for name, config in configs.items():
-                yield f"{name} {source}", config, images[split.train], images[split.val]
+            configs = face_configs(seed=seed, data=f"{source}/{kind}-{parameters['split_seed']}", **kept)
+            for name in names:
+                yield f"{name} {source}", configs[name], images[split.train], images[split.val]
 
 
 def lambda_path(folder=Path("runs") / "reference" / "path"):
@@ -116,6 +129,26 @@ def path_point(model, x):
     }
 
 
+def face_studies(folder=Path("runs") / "reference" / "faces"):
+    """What notebook 04 finds with one seed under each of FACE_STUDIES: its parameters changed, and its metrics."""
+    fixed = {"n_face_seeds": 1, "faces": "frey", "checkpoints": str(folder / "checkpoints")}
+    rows = []
+    for i, changes in enumerate(FACE_STUDIES):
+        plan = runner.plan(runner.NOTEBOOKS, "full", fixed | changes, folder / str(i))
+        only = {path: chosen for path, chosen in plan.notebooks.items() if path.name.startswith("04")}
+        done = folder / str(i) / "metrics.json"
+        if not done.exists():
+            runner.execute(plan._replace(notebooks=only))
+        metrics = json.loads(done.read_text(encoding="utf-8"))
+        chosen = {
+            name: metrics["parameters"]["04"][name]
+            for name in ("split", "split_seed", "beta", "iwae_samples")
+        }
+        found = {key[3:]: entry["value"] for key, entry in metrics["metrics"].items()}
+        rows.append(chosen | {"metrics": {key: found[key] for key in found if key.startswith(STUDIED)}})
+    return rows
+
+
 def record():
     """Run the notebooks with all seeds from these weights into runs/reference, and keep what they found.
 
@@ -129,9 +162,9 @@ def record():
         "faces": "frey",
     }
     folder = Path("runs") / "reference"
-    path = lambda_path()
+    studies = {"lambda_path": lambda_path(), "face_studies": face_studies()}
     metrics = runner.execute(runner.plan(runner.NOTEBOOKS, "full", overrides, folder), profile="reference")
-    keep(metrics | {"lambda_path": path}, folder)
+    keep(metrics | studies, folder)
 
 
 def keep(metrics, folder):

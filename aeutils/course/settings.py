@@ -145,22 +145,13 @@ def digit_models(
 
 
 def face_configs(*, seed, face_latent_dim, face_epochs, beta, data):
-    """{"vae", "ae"}: the VAE of notebook 04 and the plain autoencoder of the same widths and budget.
+    """{"vae", "ae"}: the VAE of notebook 04, and the same network without a price on its code: beta = 0.
 
     `data` names the images and their split, such as "frey/random-0": without the images it is all that tells
     one checkpoint from another.
     """
-    vae = VAEConfig(latent_dim=face_latent_dim, beta=beta, data=data, epochs=face_epochs, seed=seed)
-    plain = AutoencoderConfig(
-        latent_dim=face_latent_dim,
-        code="linear",
-        widths=vae.widths,
-        data=data,
-        epochs=face_epochs,
-        batch_size=vae.batch_size,
-        seed=seed,
-    )
-    return {"vae": vae, "ae": plain}
+    common = {"latent_dim": face_latent_dim, "data": data, "epochs": face_epochs, "seed": seed}
+    return {"vae": VAEConfig(beta=beta, **common), "ae": VAEConfig(beta=0.0, **common)}
 
 
 def face_models(
