@@ -33,8 +33,8 @@ class AutoencoderConfig:
 
     lam rises linearly from 0 over the first three quarters of the training.
 
-    `penalty`: none, l1 (on h), kl (target rho, sigmoid codes), contractive (||dh/dx||_F^2, one probe on half of the
-    batch), denoising (the input gets Gaussian noise of standard deviation lam, the target does not).
+    `penalty`: none, l1 (on h), kl (target rho, sigmoid codes), contractive (||dh/dx||_F^2, one probe an image),
+    denoising (the input gets Gaussian noise of standard deviation lam, the target does not).
     Raises ValueError on an unknown penalty and on a lam below 0.
     """
 
@@ -74,8 +74,7 @@ class AutoencoderConfig:
         elif self.penalty == "kl":
             penalty = kl_sparsity(h, self.rho)
         elif self.penalty == "contractive":
-            share = x[: max(1, len(x) // 2)]  # batches are drawn at random: half of one is an unbiased sample
-            penalty = contractive_penalty(lambda x: model.encode(x, stats), share, generator=generator)
+            penalty = contractive_penalty(lambda x: model.encode(x, stats), x, generator=generator)
         else:
             return error, {"mse": error.detach() / x[0].numel()}
         lam = self.lam * min(1.0, progress / WARM_UP)

@@ -89,8 +89,8 @@ def test_the_loss_is_the_error_plus_lam_times_the_penalty(images):
     assert terms["mse"].item() == pytest.approx((x_hat - images).square().mean().item(), rel=1e-5)
 
 
-@pytest.mark.parametrize(("progress", "share"), [(0.0, 0.0), (0.25, 0.5), (0.5, 1.0), (1.0, 1.0)])
-def test_lam_rises_in_the_loss_over_the_first_half_of_the_training(images, progress, share):
+@pytest.mark.parametrize(("progress", "share"), [(0.0, 0.0), (0.375, 0.5), (0.75, 1.0), (1.0, 1.0)])
+def test_lam_rises_in_the_loss_over_three_quarters_of_the_training(images, progress, share):
     config = dataclasses.replace(SMALL, penalty="kl", code="sigmoid", lam=0.7, rho=0.2)
     torch.manual_seed(0)
     model = config.build((28, 28)).eval()
@@ -106,7 +106,7 @@ def test_the_loss_of_a_cae_of_one_unit_has_the_exact_jacobian(images):
     config = dataclasses.replace(SMALL, penalty="contractive", lam=0.3, latent_dim=1, code="linear")
     torch.manual_seed(0)
     model = config.build((28, 28)).double().train()
-    x = images[:2].double().repeat(4, 1, 1, 1)  # any even part of the batch has its mean
+    x = images[:8].double()
     loss, _ = config.loss(model, x, torch.Generator())
     x_hat, _, stats = model.reconstruct(x)
     jacobian = vmap(jacrev(lambda one: model.encode(one[None], stats)[0]))(x)  # one unit: no variance
