@@ -32,6 +32,14 @@ FACE_STUDIES = (  # changes to notebook 04's parameters
     {"beta": 4.0},
     {"split": "blocks"},
 )
+MORE_LABELS = 60000  # of the SVM that only the reference run has the time for
+RETRAINED = 3  # seeds of a full run, which the tolerance is for
+FALSE_ALARM = 0.05  # of a whole full run
+PATH = {  # penalty: {lam: seeds}; several seeds where the bound is near
+    "none": {0.0: 5},
+    "l1": {0.042: 5, 0.043: 5, 0.12: 1},
+    "contractive": {0.034: 5, 0.038: 5, 0.1: 1},
+}
 STUDIED = ("vae.", "ae.", "ceiling.", "known.")  # the metrics of a face study that are kept
 TAU = 1.25  # times the AE's validation MSE is what a penalty may cost
 FLOORS = {"dB": 0.1, "": 0.005, "MSE": 5e-4, "%": 0.5, "bits/dim": 0.02, "nats": 2.0}  # absolute, by unit
