@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from IPython.display import Markdown, display
+from PIL import Image
 
 # Okabe and Ito's palette, told apart by readers with any colour vision
 COLOURS = {
@@ -64,9 +65,10 @@ def show(fig, number, caption, stand_in=False):
         fig.text(0.5, 0.5, "drawn stand-in faces, not Frey Face", color="#D55E00", alpha=0.35, fontsize=20,
                  ha="center", va="center", rotation=20)  # fmt: skip
         caption = f"{caption} Drawn stand-in faces, not Frey Face."
-    buffer = io.BytesIO()
-    fig.savefig(buffer, format="png", bbox_inches="tight")
+    drawn, buffer = io.BytesIO(), io.BytesIO()
+    fig.savefig(drawn, format="png", bbox_inches="tight")
     plt.close(fig)
+    Image.open(drawn).convert("RGB").quantize(256).save(buffer, "PNG", optimize=True)  # 40 % smaller
     alt = f"Figure {number}. {caption}"
     image = {"image/png": {"alt": alt}, "aeutils": {"figure": number}}
     display({"image/png": b64encode(buffer.getvalue()).decode(), "text/plain": alt}, raw=True, metadata=image)
