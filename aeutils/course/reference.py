@@ -27,7 +27,6 @@ from aeutils.training import SHIPPED, AutoencoderConfig, load_or_train
 SEEDS = 5
 FACE_SEEDS = 5
 FACE_STUDIES = (  # changes to notebook 04's parameters
-    {"beta": 0.5},
     {"iwae_samples": 5000},
     {"beta": 4.0},
     {"split": "blocks"},
@@ -133,6 +132,7 @@ def path_point(model, x):
 
 def face_studies(folder=Path("runs") / "reference" / "faces"):
     """What notebook 04 finds with one seed under each of FACE_STUDIES: its parameters changed, and its metrics."""
+    folder = Path(folder).absolute()  # a notebook runs in a folder of its own
     fixed = {"n_face_seeds": 1, "faces": "frey", "checkpoints": str(folder / "checkpoints")}
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     for path in [*SHIPPED.glob("frey-*"), *SHIPPED.glob("independent-*")]:
