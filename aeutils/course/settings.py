@@ -21,7 +21,7 @@ PROFILES = {  # parameters that a profile overrides, in every notebook that has 
         "n_tsne": 500,
         "n_svm": 1000,
         "n_noisy": 300,
-        "face_epochs": 2,
+        "face_epochs": 6,
         "iwae_samples": 10,
     },
 }
