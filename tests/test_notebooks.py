@@ -353,5 +353,6 @@ def test_the_scores_of_known_factors_tell_a_factor_with_two_units_from_one_with_
     assert found["linear R²"] > 0.999
     wrong = cells.scores_against(v[:1500], twice[:1500], noise[1500:], twice[1500:])
     assert wrong["linear R²"] < 0.1  # it is measured on the new frames
+    assert cells.in_bins(torch.tensor([[10.0], [-1.0], [3.0], [1000.0]]), 2).tolist() == [[1], [0], [0], [1]]
     one = cells.mig(v[:, :1], v[:, :1])
     assert one == pytest.approx(1, abs=0.02)  # a code of one unit has no second
