@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import re
 import shutil
 import statistics
 import time
@@ -40,8 +39,6 @@ PATH = {  # penalty: {lam: seeds}; several seeds where the bound is near
     "l1": {0.042: 5, 0.043: 5, 0.12: 1},
     "contractive": {0.034: 5, 0.038: 5, 0.1: 1},
 }
-FRAGILE = re.compile(r"03\.(pixels|pca|untrained)\.logreg_accuracy\.")  # far from its training data a linear
-FRAGILE_SHARE = 0.05  # classifier hangs on rounding: 4 % between one and two threads
 STUDIED = ("vae.", "ae.", "ceiling.", "known.")  # the metrics of a face study that are kept
 TAU = 1.25  # times the AE's validation MSE is what a penalty may cost
 FLOORS = {"dB": 0.1, "": 0.005, "MSE": 5e-4, "%": 0.5, "bits/dim": 0.02, "nats": 2.0}  # absolute, by unit
@@ -180,8 +177,6 @@ def keep(metrics, folder):
     widest = stats.t.ppf(1 - FALSE_ALARM / (2 * len(metrics["metrics"])), max(1, len(metrics["seeds"]) - 1))
     for key, entry in metrics["metrics"].items():
         entry["reloaded"], entry["tolerance"] = tolerances(entry, widest)
-        if FRAGILE.match(key):
-            entry["reloaded"] = max(entry["reloaded"], FRAGILE_SHARE * entry["value"])
         if ".map_" in key:  # t-SNE is chaotic: rounding on another processor gives another map
             entry["reloaded"] = entry["tolerance"] = None
     for parameters in metrics["parameters"].values():
