@@ -177,8 +177,9 @@ def fit(config, images, val_images=None, *, resume=None, device="auto", progress
     per_epoch = math.ceil(len(images) / config.batch_size)
     steps = config.epochs * per_epoch
     history, saved = [], time.monotonic()
-    if resume is not None and Path(resume).exists():
-        history = load_resume(resume, config, model, optimiser, images)
+    if resume is not None:
+        with contextlib.suppress(FileNotFoundError):
+            history = load_resume(resume, config, model, optimiser, images)
     bar = tqdm(total=steps, initial=len(history) * per_epoch, disable=not progress, leave=False)
     for epoch in range(len(history), config.epochs):
         torch.manual_seed(epoch_seed(config.seed, epoch))  # dropout and input noise
@@ -330,13 +331,17 @@ def write_checkpoint(path, tensors, meta):
 
 def read_checkpoint(path):
     """(tensors, metadata) of a checkpoint; ValueError if it is damaged or of another format."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
+    from safetensors.torch import load
 
+    data = Path(
+        path
+    ).read_bytes()  # at once: safe_open opens it twice, and another run may replace it in between
     try:
-        with safe_open(path, "pt") as file:
-            meta, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}
+        tensors = load(data)
+        meta = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
         sound = meta.get("format") == FORMAT and meta.get("sha256") == digest_of(tensors, meta)
-    except (SafetensorError, UnicodeError, TypeError):
+    except (SafetensorError, AssertionError, KeyError, TypeError, ValueError):
         sound = False
     if not sound:
         raise ValueError(

@@ -1,5 +1,6 @@
 """What tests start in processes of their own, to interrupt and to kill them."""
 
+import itertools
 import multiprocessing
 import os
 import signal
@@ -48,6 +49,14 @@ def train(config, images, folder, tells):
 
     training.save_resume = tell_and_save
     training.load_or_train(config, images, images[:16], folders=[folder], progress=False)
+
+
+def rewrite(path, tells):
+    """Write one checkpoint after another into one path, telling after ten."""
+    for n in itertools.count():
+        training.write_checkpoint(path, {"n": torch.full((1000,), n % 10)}, {"n": str(n % 10)})
+        if n == 10:
+            tells.send_bytes(b".")
 
 
 def command(arguments, log, most_bytes, tells):
