@@ -8,6 +8,9 @@
 # make bench        images a second on this machine, against the usual training loop
 # make browser-test the explorer and a run's report in a headless Chromium (Debian: installed if missing)
 # make faults       kills a run at 20 more random moments; minutes
+# make matrix       the notebooks from a clone with 1 and 2 threads, another processor, with and without Frey Face
+# make steady       the unit tests ten times
+# make audit        asks the index whether a pinned dependency has a known vulnerability
 # make clean        removes runs and caches
 # Each sets up .venv first if it is missing. PIP_ARGS are passed to pip install; PYTHON names the Python to build with.
 
@@ -22,7 +25,7 @@ endif
 READY := $(VENV)/.ready
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 
-.PHONY: run test lint unit quick notebooks mutants lab reference report explorer bench browser-test faults clean
+.PHONY: run test lint unit quick notebooks mutants lab reference report explorer bench browser-test faults matrix steady audit clean
 .DEFAULT_GOAL := run
 
 $(READY): requirements.txt pyproject.toml
@@ -80,6 +83,16 @@ browser-test: $(READY)
 
 faults: $(READY)
 	AEUTILS_SLOW=1 $(BIN)/python -m pytest -q tests/test_faults.py
+
+matrix: $(READY)
+	AEUTILS_SLOW=1 $(BIN)/python -m pytest -q tests/test_matrix.py
+
+steady: $(READY)
+	for i in 1 2 3 4 5 6 7 8 9 10; do $(BIN)/python -m pytest -q -n 2 --dist loadfile tests || exit 1; done
+
+audit: $(READY)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet pip-audit
+	$(BIN)/python -m pip_audit --local --skip-editable
 
 clean:
 	rm -rf runs .pytest_cache .ruff_cache .hypothesis

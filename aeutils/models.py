@@ -180,18 +180,28 @@ class VAE(nn.Module):
     belong to k = 0 and k = 255. m = sigmoid(c + D_1(z)) and log s = c' + D_2(z): two maps learned for all images, and
     what the U-Net decoder D adds to them. Smooth activations make a decoder that is smooth in z.
 
-    Shapes: x (B, 1, H, W) in [0, 1], mu, logvar and z (B, latent_dim). Raises ValueError on a latent_dim below 1.
+    Errors of neighbouring pixels go together, so p(x|z) is a product over the pixels, each given those before it: what
+    `from_neighbours` tells of a pixel's error x - m is added to its m, with weights learned for all pixels. With a
+    `reach` of 0 pixels are independent given z.
+
+    Shapes: x (B, 1, H, W) in [0, 1], mu, logvar and z (B, latent_dim). Raises ValueError on a latent_dim below 1 and a
+    reach below 0.
     """
 
-    def __init__(self, latent_dim=20, widths=(16, 32, 64), size=(28, 20), dropout=0.1, input_noise=0.02):
+    def __init__(
+        self, latent_dim=20, widths=(16, 32, 64), size=(28, 20), dropout=0.2, input_noise=0.02, reach=2
+    ):
         super().__init__()
         if latent_dim < 1:
             raise ValueError(f"latent_dim is {latent_dim}; it must be 1 or more.")
+        if reach < 0:
+            raise ValueError(f"reach is {reach}; it must be 0 (independent pixels) or more.")
         self.latent_dim, self.input_noise = latent_dim, input_noise
         smooth = {"norm_from": 0, "dropout": dropout, "activation": nn.SiLU}
         self.encoder = Encoder(2 * latent_dim, widths, size, **smooth)
         self.decoder = Decoder(latent_dim, widths, size, channels=2, norm_code=False, **smooth)
         self.bias = nn.Parameter(torch.zeros(2, *size))
+        self.neighbours = nn.Parameter(torch.zeros(2 * reach * (reach + 1)))
         self.apply(initialise)
         for last in (self.encoder.dense, self.decoder.head):
             nn.init.normal_(last.weight, std=0.01)
@@ -217,15 +227,29 @@ class VAE(nn.Module):
 
     def log_likelihood(self, x, z):
         """log p(x|z) in nats, summed over the pixels: (B,)."""
-        return discretised_logistic(x, *self.pixel_distribution(z)).flatten(1).sum(1)
+        mean, log_scale = self.pixel_distribution(z)
+        mean = mean + from_neighbours(x - mean, self.neighbours)
+        return discretised_logistic(x, mean, log_scale).flatten(1).sum(1)
 
     def forward(self, x):
         return self.decode(self.encode(x)[0])
 
     def sample(self, n, generator=None):
-        """n faces: the mean of p(x|z) at z ~ N(0, I), (n, 1, H, W)."""
+        """n faces: the means m(z) of p(x|z) at z ~ N(0, I), (n, 1, H, W)."""
         device = self.decoder.dense.weight.device
         return self.decode(torch.randn(n, self.latent_dim, generator=generator, device=device))
+
+
+def from_neighbours(error, weights):
+    """What the errors of the pixels before pixel i, row by row, tell of its own: sum_j w_j error_(i+j).
+
+    The 2 r (r + 1) offsets j reach r rows up and r columns to either side: (-r, -r), (-r, -r + 1), ..., (0, -1);
+    outside of the image the error is 0. A linear autoregression in the plane (Whittle, 1954). Shapes: error and result
+    (B, 1, H, W), weights (2 r (r + 1),).
+    """
+    reach = (math.isqrt(1 + 2 * len(weights)) - 1) // 2
+    around = F.unfold(F.pad(error, (reach, reach, reach, 0)), (reach + 1, 2 * reach + 1))  # (B, window, H W)
+    return (weights[:, None] * around[:, : len(weights)]).sum(1).view_as(error)
 
 
 def discretised_logistic(x, mean, log_scale):

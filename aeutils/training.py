@@ -95,13 +95,14 @@ class VAEConfig:
     latent_dim: int = 20
     beta: float = 1.0
     widths: tuple = (16, 32, 64)
-    dropout: float = 0.1
+    dropout: float = 0.2
     input_noise: float = 0.02
+    reach: int = 2
     data: str = "frey"
     epochs: int = 150
     batch_size: int = 32
     lr: float = 3e-3
-    weight_decay: float = 1e-2
+    weight_decay: float = 5e-2
     seed: int = 0
 
     def __post_init__(self):
@@ -112,7 +113,7 @@ class VAEConfig:
         check_schedule(self)
 
     def build(self, size):
-        return VAE(self.latent_dim, self.widths, size, self.dropout, self.input_noise)
+        return VAE(self.latent_dim, self.widths, size, self.dropout, self.input_noise, self.reach)
 
     def loss(self, model, x, generator, progress=1.0):
         """(loss, {"reconstruction", "kl"}) of one batch, in nats an image."""

@@ -1,6 +1,17 @@
 """Shared by the tests of the course."""
 
 import pytest
+import torch
+from hypothesis import settings
+
+settings.register_profile("course", deadline=None, derandomize=True)
+settings.load_profile("course")
+
+
+@pytest.fixture(autouse=True)
+def same_draws():
+    """What a test draws does not depend on the tests before it."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ def refused(capsys, folder, *arguments):
     out, err = capsys.readouterr()
     assert snapshot(folder) == before
     assert re.fullmatch(r"Error: [^\n]+\n", err) and "Traceback" not in out + err
+    assert re.search("must be|can be|are |name |choose|lower|--help|run into it again", err)
     return err
 
 
@@ -90,9 +91,12 @@ def test_known_parameters_are_listed_by_notebook(course):
         (["run", "-p", "seed"], "-p"),
         (["run", "-p", "profile", "quick"], "--profile"),
         (["run", "-p", "n_tsne", "9000", "-p", "n_test", "5000"], "n_tsne is 9000"),
-        (["run", "-p", "perplexity", "40", "-p", "n_tsne", "100"], "perplexity is 40.0"),
+        (["run", "-p", "perplexity", "110", "-p", "n_tsne", "300"], "perplexity is 110.0"),
         (["run", "--notebooks", "nowhere"], "nowhere"),
         (["run", "--output", "a-file"], "a-file"),
+        (["run", "--output", ""], "--output is ''"),
+        (["bench", "--output", ""], "--output is ''"),
+        (["run", "-p", "a\nb", "1"], "a\\nb"),
         (["run", "--output", "a-file/inside"], "a-file"),
         (["walk"], "walk"),
         (["report"], "DIR"),
@@ -131,6 +135,17 @@ def test_bad_options_are_refused(all_parameters, capsys, arguments, said):
     if arguments[0] == "run" and "--notebooks" not in arguments:
         arguments = ["run", "--notebooks", str(all_parameters), *arguments[1:]]
     assert said in refused(capsys, all_parameters.parent, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [({"latent_dim": 785}, "latent_dim"), ({"n_train": 1009}, "n_train"), ({"n_tsne": 200}, "n_tsne"),
+     ({"n_noisy": 301, "n_test": 300}, "n_noisy"),
+     ({"n_test": 2000, "n_pairs": 20, "n_interval_pairs": 1000}, "n_interval_pairs")],
+)  # fmt: skip
+def test_what_a_notebook_cannot_use_is_refused(values, named):
+    with pytest.raises(ValueError, match=f"^{named} is "):
+        check_parameters(values)
 
 
 def test_no_option_is_left_out_of_the_bad_ones():
@@ -317,15 +332,22 @@ def test_another_python_is_refused(monkeypatch, capsys):
 
 def test_keep_going_runs_on_and_lists_the_exercises(course, capsys):
     said = 'print("exercise 1: right")'
-    make_notebook(course / "01_one.ipynb", said, "1 / 0", 'print("exercise 2: not yet")', publish("01"))
+    make_notebook(
+        course / "01_one.ipynb",
+        said,
+        "exercise(2, 0)",
+        "1 / 0",
+        'print("exercise 3: not yet")',
+        publish("01"),
+    )
     make_notebook(course / "02_two.ipynb", publish("02"), 'print("exercise 1: not tried yet")')
     arguments = ["run", "--notebooks", str(course), "--output", "out", "--profile", "quick", "--keep-going"]
     assert cli.command_line(arguments) == 1
     error = capsys.readouterr().err
-    assert "01_one.ipynb failed in cell 5" in error and "ZeroDivisionError" in error and "index.html" in error
+    assert "01_one.ipynb failed in cell 6" in error and "ZeroDivisionError" in error and "index.html" in error
     rows = (Path("out") / "exercises.csv").read_text().splitlines()
     assert rows == [
-        "notebook,exercise,result", "01,1,right", "01,2,not yet", "02,1,not tried yet"
+        "notebook,exercise,result", "01,1,right", "01,2,did not run", "01,3,not yet", "02,1,not tried yet"
     ]  # fmt: skip
     assert "its check says" in (Path("out") / "index.html").read_text()
     assert json.loads((Path("out") / "metrics.json").read_text())["metrics"]["01.cae.psnr_db"]["value"] == 2.5

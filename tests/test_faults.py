@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from damage import damaged
 from processes import command, rewrite, said, started, train
 from small_notebooks import PARAMETERS, make_notebook, publish
 
@@ -35,9 +36,11 @@ VAE = VAEConfig(latent_dim=3, widths=(4, 8, 8), beta=0.0, epochs=30, batch_size=
 IMAGES = torch.linspace(0, 1, 48).view(-1, 1, 1, 1) * torch.linspace(0, 1, 64).view(1, 1, 8, 8)
 
 TRAIN = f"""
+import time
 import torch
 from aeutils import training
-training.SAVE_SECONDS = 0
+training.SAVE_SECONDS, save = 0, training.save_resume
+training.save_resume = lambda *arguments: (save(*arguments), time.sleep(0.05))  # long enough to be met
 images = torch.linspace(0, 1, 48).view(-1, 1, 1, 1) * torch.linspace(0, 1, 64).view(1, 1, 8, 8)
 trained = training.load_or_train(training.{AE!r}, images, folders=[checkpoints], progress=False)
 """
@@ -117,6 +120,20 @@ def test_a_checkpoint_that_is_replaced_while_it_is_read_is_the_old_or_the_new_on
             assert (tensors["n"] == seen[-1]).all() and process.is_alive()
 
 
+def test_every_one_of_100_corruptions_of_a_resume_file_is_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "SAVE_SECONDS", 0)
+    for seed in (0, 1):
+        config = dataclasses.replace(small(AE), seed=seed)
+        training.fit(config, IMAGES, resume=tmp_path / f"{seed}.resume", progress=False)
+    path, tried = tmp_path / "0.resume", 0
+    for bad in damaged(path.read_bytes(), [(tmp_path / "1.resume").read_bytes(), b"<html>"]):
+        path.write_bytes(bad)
+        with pytest.raises(ValueError, match="is damaged|belongs to another"):
+            training.fit(small(AE), IMAGES, resume=path, progress=False)
+        tried += 1
+    assert tried == 100
+
+
 @pytest.fixture
 def ctrl_c():
     """SIGINT raises KeyboardInterrupt, also where the shell that began the tests has it ignored."""
@@ -158,14 +175,17 @@ def test_a_run_interrupted_and_killed_goes_on_by_the_same_command(course_that_tr
     root, draw = course_that_trains.parent, random.Random(0)
     folder, log = root / "Läufe, unterbrochen", root / "log"
     load_or_train(AE, IMAGES, folders=[root / "whole"], progress=False)
+    whole = contents(checkpoint_path(AE, root / "whole"))
+    weights = checkpoint_path(AE, folder / "checkpoints")
     arguments = ["run", "--profile", "quick", "--notebooks", str(course_that_trains), "--output", str(folder)]
-    ends = ["ctrl-c", *["kill", "power cut"] * (10 if SLOW else 1)]
+    ends, met = ["ctrl-c", *["kill", "power cut"] * (10 if SLOW else 2)], 0
     while ends:
+        training_begun = len(ends) % 2 == 1  # every other end waits until the training has kept something
         with started(command, arguments, log, 0) as (process, hears):
             hears.recv_bytes()
-            while ends[0] == "ctrl-c" and process.is_alive() and "01_one" not in said(log):
+            while training_begun and process.is_alive() and not weights.with_suffix(".resume").exists():
                 time.sleep(0.01)
-            time.sleep(draw.uniform(0, 1 if ends[0] == "ctrl-c" else 3.5))
+            time.sleep(draw.uniform(0, 0.5 if training_begun else 3.5))
             kernels = [child for child in psutil.process_iter() if process.pid in parents(child)]
             if ends[0] == "ctrl-c":
                 os.kill(process.pid, signal.SIGINT)
@@ -177,8 +197,13 @@ def test_a_run_interrupted_and_killed_goes_on_by_the_same_command(course_that_tr
                     kernel.kill()
         assert process.exitcode in (0, 130, -signal.SIGKILL) and all_sound(root)
         assert process.exitcode != 130 or "Interrupted. The same command goes on" in said(log)
+        assert psutil.wait_procs(kernels, timeout=60)[1] == []
+        met += weights.with_suffix(".resume").exists()
         if process.exitcode:  # else the run came to its end first
             ends.pop(0)
+        if weights.exists() and ends:  # the training came to its end first: once more
+            assert contents(weights) == whole
+            weights.unlink()
     (folder / "checkpoints").mkdir(exist_ok=True)
     (folder / "checkpoints" / ".x.resume-1.tmp").touch()  # as a kill within a write leaves it
     with started(command, arguments, log, 0) as (process, _):
@@ -186,11 +211,8 @@ def test_a_run_interrupted_and_killed_goes_on_by_the_same_command(course_that_tr
     assert process.exitcode == 0, said(log)
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["metrics"]["01.cae.psnr_db"]["value"] == 2.5
-    assert contents(checkpoint_path(AE, folder / "checkpoints")) == contents(
-        checkpoint_path(AE, root / "whole")
-    )
+    assert contents(weights) == whole and met >= 2
     assert not [name for name in names(folder) if "tmp" in name or "resume" in name]
-    assert psutil.wait_procs(kernels, timeout=30)[1] == []
 
 
 @pytest.mark.parametrize("most_bytes", [4_000, 6_000, 100_000])

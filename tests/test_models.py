@@ -7,7 +7,7 @@ import torch
 from scipy import stats
 
 from aeutils.losses import jacobian_frobenius
-from aeutils.models import VAE, Autoencoder, Decoder, Encoder, discretised_logistic
+from aeutils.models import VAE, Autoencoder, Decoder, Encoder, discretised_logistic, from_neighbours
 
 
 @pytest.mark.parametrize("code", ["linear", "relu", "sigmoid"])
@@ -150,9 +150,10 @@ def test_autoencoder_refuses(arguments):
         Autoencoder(**arguments)
 
 
-def test_vae_refuses_no_units():
-    with pytest.raises(ValueError, match="latent_dim is 0"):
-        VAE(0)
+@pytest.mark.parametrize("arguments", [{"latent_dim": 0}, {"reach": -1}])
+def test_vae_refuses(arguments):
+    with pytest.raises(ValueError, match=" is ".join(map(str, *arguments.items()))):
+        VAE(**arguments)
 
 
 def test_vae_shapes():
@@ -206,10 +207,39 @@ def test_the_256_greys_have_probability_1():
         torch.testing.assert_close(log_p.exp()[seen], mass[seen], rtol=1e-5, atol=1e-10)
 
 
+@pytest.mark.parametrize("reach", [0, 1, 2])
+def test_an_error_is_told_from_those_above_and_to_the_left_alone(reach):
+    torch.manual_seed(0)
+    error, weights = torch.randn(2, 1, 4, 5).double(), torch.randn(2 * reach * (reach + 1)).double()
+    told = torch.zeros_like(error)
+    offsets = [(dy, dx) for dy in range(-reach, 1) for dx in range(-reach, reach + 1) if (dy, dx) < (0, 0)]
+    assert len(offsets) == len(weights)
+    for (dy, dx), weight in zip(offsets, weights):
+        for y in range(max(0, -dy), 4):
+            for x in range(max(0, -dx), min(5, 5 - dx)):
+                told[..., y, x] += weight * error[..., y + dy, x + dx]
+    torch.testing.assert_close(from_neighbours(error, weights), told)
+
+
+@pytest.mark.parametrize("size", [(1, 2), (2, 1)])
+def test_all_images_together_have_probability_1(size):
+    torch.manual_seed(0)
+    greys = torch.arange(256).double() / 255
+    x = torch.cartesian_prod(greys, greys).view(-1, 1, *size)
+    mean, log_scale = torch.rand(1, 1, *size).double(), torch.full((1, 1, *size), -2.5).double()
+    told = from_neighbours(x - mean, torch.randn(4).double())
+    log_p = discretised_logistic(x, mean + told, log_scale).sum((1, 2, 3))
+    assert told.abs().max() > 0.1 and log_p.exp().sum().item() == pytest.approx(1, abs=1e-9)
+
+
 def test_log_likelihood_is_the_sum_over_pixels_and_finite_far_from_the_mean():
     vae, x = VAE(3).eval(), torch.randint(0, 256, (2, 1, 28, 20)) / 255
     z = torch.randn(2, 3)
-    pixels = discretised_logistic(x, *vae.pixel_distribution(z))
+    mean, log_scale = vae.pixel_distribution(z)
+    independent = discretised_logistic(x, mean, log_scale)
+    torch.testing.assert_close(vae.log_likelihood(x, z), independent.sum((1, 2, 3)))
+    torch.nn.init.normal_(vae.neighbours, std=0.1)
+    pixels = discretised_logistic(x, mean + from_neighbours(x - mean, vae.neighbours), log_scale)
     torch.testing.assert_close(vae.log_likelihood(x, z), pixels.sum((1, 2, 3)))
     far = discretised_logistic(
         torch.tensor([0.0, 0.5, 1.0]), torch.tensor([1.0, 0.0, 0.0]), torch.tensor(-6.0)

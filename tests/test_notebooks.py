@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio
+from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.neighbors import NearestNeighbors
@@ -23,7 +24,7 @@ from test_metrics import LinearGaussian
 from aeutils.course.results import Results
 from aeutils.data import split_frames
 from aeutils.latent import interpolate
-from aeutils.models import Autoencoder
+from aeutils.models import VAE, Autoencoder, from_neighbours
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 
@@ -90,6 +91,37 @@ def test_labels_follow_their_images_and_no_test_image_reaches_the_training():
     )  # fmt: skip
     assert (cell.x_train[:, 0, 0, 0] * 10).round().int().tolist() == cell.y_train.tolist()
     assert len(cell.x_train) == 400 and asked["images"] is mnist.train_images and asked["n_train"] == 350
+
+
+@pytest.mark.parametrize(
+    ("number", "line"), [("01", "trained = settings.digit_models("), ("02", "mnist = load_mnist()")]
+)
+def test_digit_models_are_given_training_images_alone(number, line):
+    asked, train, test = {}, torch.zeros(400, 1), torch.ones(40, 1)
+    mnist = SimpleNamespace(train_images=train, train_labels=train, test_images=test, test_labels=test)
+
+    def models(*_, **given):
+        return asked.update(given) or {}
+
+    names = ("seeds", "latent_dim", "lam_sae", "lam_cae", "epochs", "checkpoints", "device")
+    run_cell(
+        number, line, mnist=mnist, load_mnist=lambda: mnist, digit_models=models, say=said, n_train=350, n_test=40,
+        settings=SimpleNamespace(digit_models=models), n_seeds=1, training={"n_train": 350},
+        **dict.fromkeys(names, ()),
+    )  # fmt: skip
+    assert asked["images"] is train and asked["n_train"] == 350
+
+
+def test_pca_is_scikit_learns_on_the_training_images():
+    spread = torch.cat([torch.tensor([9.0, 7.0, 5.0]), torch.full((781,), 0.1)])
+    x = (3 + spread * torch.randn(400, 784, generator=torch.Generator().manual_seed(0))).view(-1, 1, 28, 28)
+    mnist = SimpleNamespace(train_images=x[:300], test_images=x[300:].flip(3))
+    pca = run_cell(
+        "02", "class PCA(torch.nn.Module):", mnist=mnist, latent_dim=3, n_train=200, seeds=(), models={}
+    ).pca
+    oracle, new = PCA(3).fit(x[:200].flatten(1)), x[200:]
+    found = pca.decode(pca.encode(new)).flatten(1).numpy()
+    assert found == pytest.approx(oracle.inverse_transform(oracle.transform(new.flatten(1))), abs=1e-3)
 
 
 def test_cross_validation_equals_scikit_learns():
@@ -260,7 +292,7 @@ def test_frames_of_the_three_parts_stay_in_their_places():
         model = SimpleNamespace(cpu=lambda: SimpleNamespace(requires_grad_=lambda on: "model"))
         return {name: [SimpleNamespace(model=model)] for name in names}
 
-    names = ("face_latent_dim", "face_epochs", "beta", "checkpoints", "device")
+    names = ("face_latent_dim", "face_epochs", "beta", "reach", "checkpoints", "device")
     run_cell(
         "04", "vae, ae = vaes[0], aes[0]", **vars(cell) | dict.fromkeys(names) | {"face_models": face_models}
     )
@@ -282,6 +314,35 @@ def test_the_likelihood_table_is_exact_where_the_posterior_is():
     assert table["neg_elbo_bits"] == pytest.approx(truth, rel=0.05)
     parts = table["reconstruction_bits"] + table["kl_nats"] / (560 * math.log(2))
     assert table["neg_elbo_bits"] == pytest.approx(parts) and table["active_units"] == 1
+
+
+def test_precision_and_recall_by_temperature_shrink_the_code():
+    asked = []
+    table = functions(
+        "04", "by_temperature", x_test=range(4), seed=0, temperatures=(0.5, 1.0),
+        precision_recall=lambda x, real: asked.append(x) or (x.abs().mean().item(), 1.0),
+    ).by_temperature(SimpleNamespace(latent_dim=3, decode=lambda z: z), draws=2)  # fmt: skip
+    assert table.shape == (2, 2) and table[0, 0] == pytest.approx(table[1, 0].item() / 2)
+    torch.testing.assert_close(2 * asked[0], asked[2])
+    assert not torch.equal(asked[0], asked[1])
+
+
+def test_a_drawn_face_has_the_errors_that_its_likelihood_expects():
+    torch.manual_seed(0)
+    vae = VAE(3, widths=(4, 8, 8)).eval().requires_grad_(False)
+    torch.nn.init.normal_(vae.neighbours, std=0.1)
+    cell = run_cell("04", "x = m.clone()", free=vae, seed=0)
+    rest = cell.x - cell.m - from_neighbours(cell.x - cell.m, vae.neighbours)
+    noise, whole = cell.log_s.exp() * torch.logit(cell.u), (cell.x > 0) & (cell.x < 1)
+    assert whole.float().mean() > 0.99
+    torch.testing.assert_close(rest[whole], noise[whole], atol=0.51 / 255, rtol=0)
+
+
+def test_errors_are_correlated_by_their_distance():
+    noise = torch.randn(2000, 1, 4, 9, generator=torch.Generator().manual_seed(0))
+    smooth = noise[..., 1:] + 0.5 * noise[..., :-1]  # 0.5 / 1.25 beside each other, 0 further apart
+    found = functions("04", "by_distance").by_distance(smooth, range(1, 4))
+    assert found == pytest.approx([0.4, 0.0, 0.0], abs=0.02)
 
 
 def test_fitted_codes_have_the_mean_and_covariance_of_the_codes():

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from aeutils import data, losses, metrics
-from aeutils.latent import blend, interpolate
+from aeutils.latent import blend, different_pairs, interpolate, same_pairs
+from aeutils.models import discretised_logistic
 
 seeds = st.integers(0, 2**31 - 1)
 scales = st.floats(0.01, 100)
@@ -225,3 +226,31 @@ def test_an_affine_encoder_blends_codes_by_blending_pixels(seed, alphas):
     close(path.h_blend, path.h_linear)
     close(path.x_blend, path.x_linear)
     assert blend(x1, x2, path.alphas).min() >= 0 and blend(x1, x2, path.alphas).max() <= 1
+
+
+@given(seed=seeds, c=scales)
+@lawful
+def test_contraction_and_activity_do_not_depend_on_the_code_s_scale(seed, c):
+    h, norms = normal(seed, 20, 4), uniform(seed + 1, 20)
+    scaled = metrics.jacobian_over_variance(c**2 * norms, c * h)
+    close(scaled, metrics.jacobian_over_variance(norms, h), rtol=1e-6, atol=0)
+    close(metrics.bits_per_dim(c * math.log(2), 1), c)
+    assert not metrics.active_units(0 * h, 0 * h).any() and metrics.active_units(h + 3, 0 * h).all()
+
+
+@pytest.mark.parametrize(("draw", "same"), [(different_pairs, False), (same_pairs, True)])
+@given(seed=seeds, n=st.integers(1, 30))
+@lawful
+def test_pairs_are_disjoint_and_of_their_kind(draw, same, seed, n):
+    labels = torch.randint(0, 10, (200,), generator=torch.Generator().manual_seed(seed))
+    pairs = draw(labels, n, seed)
+    assert len(pairs) == n and len(pairs.unique()) == 2 * n
+    assert ((labels[pairs[:, 0]] == labels[pairs[:, 1]]) == same).all()
+
+
+@given(mean=st.floats(0, 1), log_scale=st.floats(-6, 0))
+@lawful
+def test_the_greys_have_probability_1(mean, log_scale):
+    x = torch.arange(256).double() / 255
+    log_p = discretised_logistic(x, torch.full_like(x, mean), torch.full_like(x, log_scale))
+    close(log_p.exp().sum(), 1.0, atol=1e-9, rtol=0)

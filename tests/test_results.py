@@ -13,6 +13,7 @@ from damage import damaged
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
+from small_notebooks import make_notebook
 
 from aeutils.course import reference as reference_run
 from aeutils.course import report, results, settings
@@ -241,6 +242,28 @@ def test_tolerances_cover_new_seeds_and_other_machines():
     assert reference_run.tolerances(wide, widest)[1] is None  # it would hold nothing
 
 
+def test_only_what_no_training_enters_is_held_to_its_figure_by_a_run_that_trains_anew(monkeypatch, tmp_path):
+    one = {"value": 20.0, "per_seed": [], "unit": "dB"}
+    names = ("01.ae.atom_area", "02.pca.map_purity", "02.pca.knn5", "04.known.mig")
+    metrics = {"metrics": {name: dict(one) for name in names}, "seeds": [0], "parameters": {}}
+    monkeypatch.setattr(reference_run, "REFERENCE", tmp_path / "reference.json")
+    monkeypatch.setattr(reference_run, "write_sums", lambda: None)
+    monkeypatch.setattr(reference_run, "write_readme", lambda folder: None)
+    reference_run.keep(metrics, tmp_path)
+    kept = json.loads((tmp_path / "reference.json").read_text(encoding="utf-8"))["metrics"]
+    assert [kept[name]["tolerance"] for name in names] == [None, None, pytest.approx(0.4), None]
+    assert [kept[name]["reloaded"] for name in names] == [pytest.approx(0.4), None, *[pytest.approx(0.4)] * 2]
+
+
+def test_the_recorded_tolerances_follow_the_rule(monkeypatch, tmp_path):
+    recorded = results.load_reference()
+    monkeypatch.setattr(reference_run, "REFERENCE", tmp_path / "reference.json")
+    monkeypatch.setattr(reference_run, "write_sums", lambda: None)
+    monkeypatch.setattr(reference_run, "write_readme", lambda folder: None)
+    reference_run.keep(json.loads(json.dumps(recorded)), tmp_path)
+    assert json.loads((tmp_path / "reference.json").read_text(encoding="utf-8")) == recorded
+
+
 def test_sums_list_what_is_read_and_find_damage(tmp_path, monkeypatch):
     for name in (
         "MNIST/raw/a.gz",
@@ -330,9 +353,13 @@ def test_the_reference_trains_on_no_validation_image(monkeypatch):
 
 
 def test_the_plain_faces_differ_from_the_vae_in_nothing_but_the_price_of_the_code():
-    faces = face_configs(seed=4, face_latent_dim=8, face_epochs=3, beta=2.5, data="frey/random-0")
+    faces = face_configs(seed=4, face_latent_dim=8, face_epochs=3, beta=2.5, reach=1, data="frey/random-0")
     assert faces["vae"].seed == 4 and faces["vae"].latent_dim == 8 and faces["vae"].epochs == 3
-    assert faces["vae"].beta == 2.5 and faces["ae"] == replace(faces["vae"], beta=0.0)
+    assert (
+        faces["vae"].beta == 2.5
+        and faces["vae"].reach == 1
+        and faces["ae"] == replace(faces["vae"], beta=0.0)
+    )
 
 
 def test_the_lambda_path_has_a_row_for_every_lam_measured_on_validation_images(monkeypatch, tmp_path):
@@ -356,6 +383,48 @@ def test_the_lambda_path_has_a_row_for_every_lam_measured_on_validation_images(m
     assert rows[1]["of_tau"] == pytest.approx(np.mean([s / (1.25 * a) for s, a in zip(sae, ae)]))
     assert rows[2]["of_tau"] == pytest.approx(errors(1, penalty="l1", lam=0.2)[0] / (1.25 * ae[0]))
     assert rows == reference_run.lambda_path(tmp_path)  # from the weights that are there
+
+
+FACES = """
+profile: str = "reference"  # which
+seed: int = 0  # first
+n_face_seeds: int = 1  # how many
+checkpoints: str = ""  # weights
+faces: str = "auto"  # which
+split: str = "random"  # how
+split_seed: int = 0  # its seed
+beta: float = 1.0  # price
+reach: int = 2  # neighbours
+iwae_samples: int = 500  # K
+"""
+FOUND = """
+from IPython.display import display
+entry = {"value": beta + split_seed, "per_seed": [], "ci95": None, "unit": ""}
+results = {"number": "04", "profile": profile, "seeds": [seed], "faces": faces, "verdicts": {}, "labels": {}}
+results |= {"parameters": {"beta": beta, "split": split, "split_seed": split_seed, "reach": reach}}
+results["parameters"]["iwae_samples"] = iwae_samples
+results["metrics"] = {"04.vae.bits": entry, "04.data.frames": entry}
+display({"application/vnd.aeutils.results+json": results, "text/plain": ""}, raw=True)
+"""
+
+
+def test_a_study_of_faces_changes_the_notebook_s_parameters_and_is_found_again(monkeypatch, tmp_path):
+    notebooks, folder, execute = tmp_path / "notebooks", tmp_path / "studies", reference_run.runner.execute
+    notebooks.mkdir()
+    make_notebook(notebooks / "04_faces.ipynb", FOUND, parameters=FACES)
+    monkeypatch.setattr(reference_run.runner, "NOTEBOOKS", notebooks)
+    monkeypatch.setattr(reference_run, "FACE_STUDIES", ({"beta": 4.0, "split_seed": 2}, {"reach": 0}))
+    ran = []
+    monkeypatch.setattr(reference_run.runner, "execute", lambda plan: ran.append(1) or execute(plan))
+    usual = {"split": "random", "split_seed": 0, "beta": 1.0, "reach": 2, "iwae_samples": 500}
+    rows = reference_run.face_studies(folder)
+    assert rows == [
+        usual | {"beta": 4.0, "split_seed": 2, "metrics": {"vae.bits": 6.0}},
+        usual | {"reach": 0, "metrics": {"vae.bits": 1.0}},
+    ]
+    assert reference_run.face_studies(folder) == rows and len(ran) == 2
+    make_notebook(notebooks / "04_faces.ipynb", FOUND.replace("beta +", "10 * beta +"), parameters=FACES)
+    assert reference_run.face_studies(folder)[0]["metrics"] == {"vae.bits": 42.0} and len(ran) == 4
 
 
 @pytest.mark.parametrize(

@@ -16,17 +16,24 @@ from aeutils.course import explorer, report, results, settings
 PACKAGE = Path(aeutils.__file__).parent
 NOTEBOOKS = sorted((PACKAGE.parent / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 SOURCES = {path.relative_to(PACKAGE).as_posix(): path for path in PACKAGE.rglob("*.py")}
-UNSAFE_MODULES = {"marshal", "shelve", "dill", "cloudpickle", "joblib", "jsonpickle", "subprocess"}
+UNSAFE_MODULES = {
+    "marshal", "shelve", "dill", "cloudpickle", "joblib", "jsonpickle", "subprocess", "tarfile",
+    "zipfile",
+}  # fmt: skip
 UNSAFE_NAMES = {"eval", "exec", "compile", "__import__"}
 UNSAFE_ATTRIBUTES = {
     "torch.load", "torch.hub", "torch.jit", "pickle.load", "pickle.loads", "os.system", "os.popen", "np.load",
     "numpy.load", "yaml.load", "yaml.unsafe_load", "pd.read_pickle", "os.execv", "os.spawnv",
+    "pandas.read_pickle", "shutil.unpack_archive", "pooch.Unzip", "pooch.Untar", "joblib.load",
 }  # fmt: skip
 
 
 def unsafe(source):
     """What in the source could run what a file holds."""
-    for node in ast.walk(ast.parse(source)):
+    tree = ast.parse(source)
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import)]
+    aliases = {alias.asname or alias.name: alias.name for node in imports for alias in node.names}
+    for node in ast.walk(tree):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             modules = (
                 [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
@@ -34,10 +41,20 @@ def unsafe(source):
             yield from UNSAFE_MODULES & {str(module).split(".")[0] for module in modules}
             if isinstance(node, ast.ImportFrom) and node.module in ("pickle", "os", "yaml"):
                 yield f"from {node.module}"
+            if isinstance(node, ast.ImportFrom):
+                yield from {f"{node.module}.{alias.name}" for alias in node.names} & UNSAFE_ATTRIBUTES
         elif isinstance(node, ast.Name) and node.id in UNSAFE_NAMES:
             yield node.id
-        elif isinstance(node, ast.Attribute) and ast.unparse(node) in UNSAFE_ATTRIBUTES:
-            yield ast.unparse(node)
+        elif isinstance(node, ast.Attribute):
+            head, _, rest = ast.unparse(node).partition(".")
+            name = f"{aliases.get(head, head)}.{rest}"
+            shell = node.attr in ("system", "getoutput", "create_subprocess_shell")
+            if (
+                {name, ast.unparse(node)} & UNSAFE_ATTRIBUTES
+                or shell
+                or node.attr.startswith(("spawn", "popen"))
+            ):
+                yield name
         elif isinstance(node, ast.keyword) and node.arg in ("shell", "allow_pickle", "weights_only"):
             yield node.arg
 
@@ -57,7 +74,9 @@ def test_no_notebook_can_run_what_a_file_holds(path):
 @pytest.mark.parametrize(
     "source",
     ["torch.load(f)", "import pickle\npickle.loads(b)", "from pickle import load", "run(c, shell=True)", "exec(s)",
-     "np.load(f, allow_pickle=True)", "import joblib.numpy_pickle", "yaml.load(f)", "os.system(c)", "import dill"],
+     "np.load(f, allow_pickle=True)", "import joblib.numpy_pickle", "yaml.load(f)", "os.system(c)", "import dill",
+     "from torch import load", "from numpy import load", "import pickle as p; p.loads(b)", "get_ipython().system(c)",
+     "asyncio.create_subprocess_shell(c)", "os.spawnlp(m, c)", "import tarfile", "shutil.unpack_archive(f)"],
 )  # fmt: skip
 def test_the_search_finds_what_it_looks_for(source):
     assert list(unsafe(source))

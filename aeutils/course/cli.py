@@ -19,6 +19,10 @@ def command_line(arguments=None):
     except click.exceptions.NoArgsIsHelpError as error:
         print(error.format_message())
         return 2
+    except click.UsageError as error:
+        help_of = error.ctx.command_path if error.ctx else "python -m aeutils"
+        print(f"Error: {error.format_message()} See what is allowed: {help_of} --help.", file=sys.stderr)
+        return 2
     except click.ClickException as error:
         print(f"Error: {error.format_message()}", file=sys.stderr)
         return 2
@@ -81,7 +85,8 @@ def run(profile, output, reuse, parameters, notebooks, keep_going):
     Weights are trained into DIR/checkpoints. The same command again takes up the weights that are there, and a
     training where it was interrupted.
     """
-    plan = runner.plan(notebooks, profile, dict(parameters), output or Path("runs") / profile, reuse)
+    output = Path("runs") / profile if output is None else output
+    plan = runner.plan(notebooks, profile, dict(parameters), output, reuse)
     if any(plan.checkpoints.glob("*")) and not reuse:
         click.echo(f"Weights found in {plan.checkpoints} are taken up where their configuration matches.")
     metrics = runner.execute(plan, keep_going=keep_going)
@@ -158,7 +163,7 @@ def bench(output, rounds):
     """Measure training and encoding speed on this machine's processor against the usual ways."""
     from aeutils.course import bench as make
 
-    runner.check_folder(Path(output).absolute())
+    runner.check_folder(output)
     click.echo(f"Table, picture and figures: {make.write(output, rounds)}")
 
 

@@ -36,7 +36,7 @@ class Renderer(IPythonRenderer):
     """Markdown with its formulas as MathML, which browsers draw without a script."""
 
     def block_math(self, body):
-        return f'<div class="formula">{mathml(body, "block")}</div>'
+        return f'<span class="formula">{mathml(body, "block")}</span>'
 
     def inline_math(self, body):
         return mathml(body, "inline")

@@ -28,6 +28,7 @@ from aeutils.training import pick_device
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 VERSIONS = ("aeutils", "torch", "numpy", "scipy", "scikit-learn", "matplotlib")
 EXERCISE = re.compile(r"^exercise (\d+): (.+)$", re.M)
+CHECKED = re.compile(r"^exercise\(\s*(\d+),", re.M)  # the call of a check, whether or not it came to run
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -44,7 +45,6 @@ class Plan(NamedTuple):
 
 def plan(notebooks, profile, overrides, folder, reuse=False):
     """Everything that can be wrong before anything runs; ValueError in one sentence, and nothing is written."""
-    folder = Path(folder).absolute()
     paths = sorted(Path(notebooks).glob("[0-9][0-9]_*.ipynb"))
     if not paths:
         raise ValueError(
@@ -53,24 +53,28 @@ def plan(notebooks, profile, overrides, folder, reuse=False):
     known = {path: defaults(path) for path in paths}
     for name, value in overrides.items():
         if not any(name in names for names in known.values()):
-            raise ValueError(f"{name} is no parameter of a notebook; the parameters are {listing(known)}.")
+            raise ValueError(f"{name!r} is no parameter of a notebook; the parameters are {listing(known)}.")
         if name == "profile":
             raise ValueError(f"profile is {value!r}; choose the profile with --profile, not with -p.")
     given = {name: coerce(name, value) for name, value in overrides.items()}
+    folder = check_folder(folder)
     weights = {} if reuse else {"checkpoints": str(folder / "checkpoints")}
     chosen = PROFILES[profile] | {"profile": profile} | weights | given
     parameters = {}
     for path, names in known.items():
         parameters[path] = names | {name: value for name, value in chosen.items() if name in names}
         check_parameters(parameters[path])
-    check_folder(folder)
     return Plan(parameters, profile, folder, Path(chosen.get("checkpoints") or folder / "checkpoints"))
 
 
 def check_folder(folder):
-    """Raise ValueError where no folder of this name can be made."""
+    """The folder, absolute; ValueError where none of this name can be made."""
+    if not str(folder):
+        raise ValueError("--output is ''; name a folder.")
+    folder = Path(folder).absolute()
     if any(part.exists() and not part.is_dir() for part in (folder, *folder.parents)):
         raise ValueError(f"--output is {str(folder)!r}, which is, or lies in, a file; name a folder.")
+    return folder
 
 
 def defaults(path):
@@ -224,6 +228,8 @@ def collect(folder, plan, profile, seconds):
     published, exercises = [], {}
     for path in plan.notebooks:
         for cell in nbformat.read(folder / path.name, as_version=4).cells:
+            for number in CHECKED.findall(cell.source):
+                exercises[f"{path.name[:2]}.{number}"] = "did not run"
             published += [out["data"][MIME] for out in cell.get("outputs", ()) if MIME in out.get("data", {})]
             for out in cell.get("outputs", ()):
                 for number, said in EXERCISE.findall(out.get("text", "")):

@@ -10,7 +10,7 @@ VALIDATION = 5000  # the last training images never train a model: they choose l
 
 PROFILES = {  # parameters that a profile overrides, in every notebook that has them
     "reference": {},
-    "full": {"n_seeds": 3},
+    "full": {"n_seeds": 3, "n_svm_more": 60000},
     "quick": {
         "n_train": 1024,
         "n_test": 1000,
@@ -33,18 +33,18 @@ PARAMETERS = {  # name: (type, smallest, largest, an example) or (str, allowed v
     "n_face_seeds": (int, 1, 100, 5),
     "device": (str, ("auto", "cpu", "cuda", "mps")),
     "checkpoints": (str, None),
-    "latent_dim": (int, 2, 4096, 256),
+    "latent_dim": (int, 2, 784, 256),
     "lam_sae": (float, 0, 1000, 0.042),
     "lam_cae": (float, 0, 1000, 0.034),
     "epochs": (int, 1, 1000, 4),
-    "n_train": (int, 256, 60000 - VALIDATION, 60000 - VALIDATION),
+    "n_train": (int, 1024, 60000 - VALIDATION, 60000 - VALIDATION),
     "n_test": (int, 300, 10000, 10000),
     "n_repeats": (int, 2, 100, 5),
     "n_pairs": (int, 1, 100, 20),
     "n_interval_pairs": (int, 2, 5000, 1000),
     "pair_seed": (int, 0, 2**31 - 1, 0),
     "perplexity": (float, 2, 1000, 30.0),
-    "n_tsne": (int, 100, 10000, 10000),
+    "n_tsne": (int, 300, 10000, 10000),
     "n_svm": (int, 200, 60000, 20000),
     "n_svm_more": (int, 0, 60000, 60000),
     "noise_seed": (int, 0, 2**31 - 1, 0),
@@ -55,6 +55,7 @@ PARAMETERS = {  # name: (type, smallest, largest, an example) or (str, allowed v
     "face_latent_dim": (int, 1, 560, 20),
     "face_epochs": (int, 1, 10000, 150),
     "beta": (float, 0, 1000, 1.0),
+    "reach": (int, 0, 10, 2),
     "n_samples": (int, 1, 1024, 64),
     "iwae_samples": (int, 1, 100000, 500),
 }
@@ -87,6 +88,13 @@ def check_parameters(values):
                 f"{small} is {values[small]!r}; it must be at most {most}{large}, which is {values[large]!r}, "
                 f"so lower {small} or raise {large}."
             )
+
+    pairs, more, n_test = (values.get(name, 0) for name in ("n_pairs", "n_interval_pairs", "n_test"))
+    if more and n_test and 2 * (pairs + more) > n_test:
+        raise ValueError(
+            f"n_interval_pairs is {more!r}; with the {pairs!r} of n_pairs it needs two of the {n_test!r} images of "
+            "n_test a pair, so lower it or raise n_test."
+        )
 
 
 def check_text(name, value, allowed):
@@ -144,13 +152,14 @@ def digit_models(
     return models
 
 
-def face_configs(*, seed, face_latent_dim, face_epochs, beta, data):
+def face_configs(*, seed, face_latent_dim, face_epochs, beta, reach, data):
     """{"vae", "ae"}: the VAE of notebook 04, and the same network without a price on its code: beta = 0.
 
     `data` names the images and their split, such as "frey/random-0": without the images it is all that tells
     one checkpoint from another.
     """
-    common = {"latent_dim": face_latent_dim, "data": data, "epochs": face_epochs, "seed": seed}
+    common = {"latent_dim": face_latent_dim, "epochs": face_epochs, "seed": seed}
+    common |= {"reach": reach, "data": data}
     return {"vae": VAEConfig(beta=beta, **common), "ae": VAEConfig(beta=0.0, **common)}
 
 
@@ -161,6 +170,7 @@ def face_models(
     face_latent_dim,
     face_epochs,
     beta,
+    reach,
     faces,
     split,
     split_seed,
@@ -181,6 +191,7 @@ def face_models(
             face_latent_dim=face_latent_dim,
             face_epochs=face_epochs,
             beta=beta,
+            reach=reach,
             data=f"{faces}/{split}-{split_seed}",
         )
         for name in names:

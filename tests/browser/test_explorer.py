@@ -47,7 +47,7 @@ def parameters(number):
 
 def test_the_face_is_the_one_that_pytorch_decodes(page):
     setting = {k: v for k, v in parameters("04").items() if k in (
-        "face_latent_dim", "face_epochs", "beta", "split", "split_seed", "checkpoints", "device")}  # fmt: skip
+        "face_latent_dim", "face_epochs", "beta", "reach", "split", "split_seed", "checkpoints", "device")}  # fmt: skip
     trained = face_models(("vae",), seeds=[0], faces="frey", train_images=None, val_images=None, **setting)
     vae = trained["vae"][0].model.cpu()
     for z in 1.5 * torch.randn(5, vae.latent_dim, generator=torch.Generator().manual_seed(0)):
