@@ -32,7 +32,7 @@ SLOW = bool(os.environ.get("AEUTILS_SLOW"))
 AE = AutoencoderConfig(
     latent_dim=4, widths=(2, 4, 4), penalty="contractive", lam=0.1, epochs=30, batch_size=16
 )
-VAE = VAEConfig(latent_dim=3, widths=(4, 8, 8), beta=0.0, epochs=30, batch_size=16, lr=0.01)
+VAE = VAEConfig(latent_dim=3, widths=(4, 8, 8), epochs=30, batch_size=16, lr=0.01)
 IMAGES = torch.linspace(0, 1, 48).view(-1, 1, 1, 1) * torch.linspace(0, 1, 64).view(1, 1, 8, 8)
 
 TRAIN = f"""
