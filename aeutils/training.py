@@ -335,9 +335,8 @@ def read_checkpoint(path):
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    data = Path(
-        path
-    ).read_bytes()  # at once: safe_open opens it twice, and another run may replace it in between
+    # at once: safe_open opens a file twice, and another run may put a newer one in its place in between
+    data = Path(path).read_bytes()
     try:
         tensors = load(data)
         meta = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})

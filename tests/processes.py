@@ -42,7 +42,6 @@ def train(config, images, folder, tells):
     torch.set_num_threads(1)
     torch.Tensor.half = torch.Tensor.float
     training.SAVE_SECONDS, save = 0, training.save_resume
-    training.check_alive = lambda *arguments: None  # what it learns in so short a time is not the question
 
     def tell_and_save(*arguments):
         tells.send_bytes(b".")

@@ -333,7 +333,7 @@ def test_a_bad_download_is_reported_and_never_placed(house, frey, mirror, server
     start = time.monotonic()
     with pytest.raises(FileNotFoundError) as error:
         data.load_frey_faces(source="frey")
-    assert time.monotonic() - start < 30
+    assert time.monotonic() - start < 3
     assert server.url + "/m: " in str(error.value)
     assert files_in(house) == []
     with pytest.warns(UserWarning, match="stand-in"):
@@ -346,7 +346,7 @@ def test_a_mirror_that_drips_is_given_up_in_time(server, house):
     start = time.monotonic()
     with pytest.raises(TimeoutError):
         data._download(server.url + "/drip", "0" * 64, seconds=0.6)
-    assert 0.5 < time.monotonic() - start < 30
+    assert 0.5 < time.monotonic() - start < 2
 
 
 def test_the_next_mirror_is_asked_and_its_file_placed_whole(house, monkeypatch, frey, mirror, server):

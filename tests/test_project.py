@@ -92,6 +92,7 @@ def test_a_notebook_is_committed_executed_and_clean(path):
     counts = [cell.execution_count for cell in code_cells(path) if cell.source.strip()]
     assert counts == list(range(1, len(counts) + 1))
     for cell in code_cells(path):
+        assert len(cell.source.splitlines()) <= 25
         assert not {"execution", "papermill"} & set(cell.metadata)
         for out in cell.outputs:
             assert out.output_type != "error" and out.get("name") != "stderr"

@@ -46,17 +46,8 @@ def face(parameters):
     """The VAE's decoder, its units by KL over the test frames with their meaning, and the codes of all frames."""
     images = load_frey_faces(source="frey").images
     split = split_frames(len(images), parameters["split"], parameters["split_seed"])
-    names = (
-        "face_latent_dim",
-        "face_epochs",
-        "beta",
-        "reach",
-        "split",
-        "split_seed",
-        "checkpoints",
-        "device",
-    )
-    setting = {name: parameters[name] for name in names}
+    recipe = ("face_latent_dim", "face_epochs", "beta", "reach")
+    setting = {name: parameters[name] for name in (*recipe, "split", "split_seed", "checkpoints", "device")}
     trained = face_models(("vae",), seeds=[parameters["seed"]], faces="frey", train_images=images[split.train],
                           val_images=images[split.val], **setting)  # fmt: skip
     vae = trained["vae"][0].model.cpu()

@@ -40,18 +40,7 @@ PATH = {  # penalty: {lam: seeds}; several seeds where the bound is near
     "contractive": {0.034: 5, 0.038: 5, 0.1: 1},
 }
 STUDIED = ("vae.", "ae.", "ceiling.", "known.")  # the metrics of a face study that are kept
-TRAINED = (
-    "ae",
-    "sae",
-    "cae",
-    "dae",
-    "dense",
-    "skip",
-    "noskip",
-    "judge",
-    "vae",
-    "known",
-)  # models that a run trains
+TRAINED = ("ae", "sae", "cae", "vae", "known")  # models whose weights differ by the number of threads
 TAU = 1.25  # times the AE's validation MSE is what a penalty may cost
 FLOORS = {"dB": 0.1, "": 0.005, "MSE": 5e-4, "%": 0.5, "bits/dim": 0.02, "nats": 2.0}  # absolute, by unit
 

@@ -88,7 +88,6 @@ def check_parameters(values):
                 f"{small} is {values[small]!r}; it must be at most {most}{large}, which is {values[large]!r}, "
                 f"so lower {small} or raise {large}."
             )
-
     pairs, more, n_test = (values.get(name, 0) for name in ("n_pairs", "n_interval_pairs", "n_test"))
     if more and n_test and 2 * (pairs + more) > n_test:
         raise ValueError(

@@ -4,6 +4,7 @@ python tests/mutants/run.py [-k NAME_OR_FILE] [--jobs N]
 """
 
 import argparse
+import ast
 import contextlib
 import io
 import multiprocessing
@@ -44,7 +45,7 @@ class Mutant(NamedTuple):
 
 
 class Cells(NamedTuple):
-    """Cells of a notebook, each named by one of its lines; code to run after the first, parameters to change."""
+    """Cells of a notebook, each named by one of its lines; code to run after the imports, parameters to change."""
 
     file: str
     lines: list
@@ -96,14 +97,20 @@ def mutate(mutant, tree):
     nbformat.write(notebook, path)
 
 
+def only_imports(source):
+    return all(isinstance(node, (ast.Import, ast.ImportFrom)) for node in ast.parse(source).body)
+
+
 def choose(cells, tree):
-    """Which of the notebook's code cells are meant; ValueError where a line is not in exactly one of them."""
+    """Which of the notebook's code cells are meant, with its imports; ValueError where a line is not in exactly one."""
     every = [source.splitlines() for source in sources(tree / cells.file)]
     for line in cells.lines:
         found = sum(line in lines for lines in every)
         if found != 1:
             raise ValueError(f"the line {line!r} is in {found} cells of {cells.file}, not in one.")
-    return [i for i, lines in enumerate(every) if set(cells.lines) & set(lines)]
+    return [
+        i for i, lines in enumerate(every) if only_imports("\n".join(lines)) or set(cells.lines) & set(lines)
+    ]
 
 
 def run_cells(cells, chosen, tree):
@@ -112,12 +119,13 @@ def run_cells(cells, chosen, tree):
     The committed text is compared as nbval does it: strictly, except in cells that are tagged to be ignored.
     """
     notebook, space = nbformat.read(tree / cells.file, as_version=4), {"__name__": "__main__"}
-    every = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    every, waiting = [cell for cell in notebook.cells if cell.cell_type == "code"], cells.first
     for i in chosen:
         cell, printed = every[i], io.StringIO()
         source, tags = cell.source, cell.metadata.get("tags", [])
         source += f"\n{cells.parameters}" if "parameters" in tags else ""
-        source += f"\n{cells.first}" if i == chosen[0] else ""
+        if waiting and not only_imports(source):
+            source, waiting = f"{waiting}\n{source}", ""
         committed = "".join(out.text for out in cell.outputs if out.get("name") == "stdout")
         try:
             with contextlib.redirect_stdout(printed):
@@ -128,7 +136,7 @@ def run_cells(cells, chosen, tree):
             red = True
         if red:
             print(f"{source}\nprinted\n{printed.getvalue()}\nbut committed is\n{committed}")
-            return "the cell " + source.splitlines()[0]
+            return "the cell " + cell.source.splitlines()[0]
     return ""
 
 
