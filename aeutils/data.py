@@ -6,6 +6,8 @@ import io
 import math
 import os
 import pickle
+import site
+import sysconfig
 import tempfile
 import threading
 import warnings
@@ -20,7 +22,13 @@ import torch.nn.functional as F
 
 from aeutils.faces import synthetic_faces
 
-DATA = Path(__file__).resolve().parent.parent / "data"
+PLACES = (  # of data/ and notebooks/: the project's folder, and where pip puts them
+    Path(__file__).resolve().parent.parent,
+    Path(sysconfig.get_path("data")) / "share" / "aeutils",
+    Path(site.getuserbase()) / "share" / "aeutils",
+)
+HOME = next((folder for folder in PLACES if (folder / "notebooks").is_dir()), PLACES[0])
+DATA = HOME / "data"
 
 MNIST_FILES = {
     "train-images-idx3-ubyte.gz": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",

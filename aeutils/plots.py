@@ -6,7 +6,9 @@ from base64 import b64encode
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from cycler import cycler
 from IPython.display import Markdown, display
+from matplotlib.colors import ListedColormap
 from PIL import Image
 
 # Okabe and Ito's palette, told apart by readers with any colour vision
@@ -20,6 +22,19 @@ COLOURS = {
     "dae": "#009E73",
     "vae": "#56B4E9",
 }
+# Tol's muted scheme and a grey, one colour a digit; no model has one of them
+DIGITS = [
+    "#CC6677",
+    "#332288",
+    "#DDCC77",
+    "#117733",
+    "#88CCEE",
+    "#882255",
+    "#44AA99",
+    "#999933",
+    "#AA4499",
+    "#777777",
+]
 LABELS = {
     "pixels": "raw pixels",
     "pca": "PCA",
@@ -30,6 +45,10 @@ LABELS = {
     "dae": "denoising AE",
     "vae": "VAE",
 }
+
+
+# what is no model is grey
+NEUTRAL = cycler(color=["#222222", "#777777", "#AAAAAA"]) + cycler(linestyle=["-", "--", ":"])
 
 
 def style():
@@ -45,6 +64,7 @@ def style():
             "axes.spines.top": False,
             "axes.spines.right": False,
             "axes.grid": True,
+            "axes.prop_cycle": NEUTRAL,
             "grid.alpha": 0.25,
             "grid.linewidth": 0.6,
             "legend.frameon": False,
@@ -120,7 +140,7 @@ def digit_map(points, labels, ax=None, title=None):
     ax.scatter(
         *np.asarray(points).T,
         c=np.asarray(labels),
-        cmap="tab10",
+        cmap=ListedColormap(DIGITS),
         vmin=-0.5,
         vmax=9.5,
         s=2,

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from tqdm.auto import tqdm
 
-from .data import corrupt, fingerprint, write_atomically
+from .data import DATA, corrupt, fingerprint, write_atomically
 from .losses import contractive_penalty, kl_sparsity, l1_sparsity, negative_elbo, reconstruction_loss
 from .models import VAE, Autoencoder
 
@@ -20,7 +20,7 @@ FORMAT = "1"
 WARM_UP = 0.75  # share of the steps over which lam rises from 0: a penalty on an untrained code kills units
 SAVE_SECONDS = 5  # between two writes of the resume file
 PENALTIES = ("none", "l1", "kl", "contractive", "denoising")
-SHIPPED = Path(__file__).resolve().parent.parent / "data" / "checkpoints"
+SHIPPED = DATA / "checkpoints"
 
 
 class TrainingFailed(RuntimeError):

@@ -105,6 +105,8 @@ def test_known_parameters_are_listed_by_notebook(course):
         (["run", "--profile", ""], "'quick', 'full'"),
         (["run", "--reuse=1"], "does not take a value"),
         (["run", "--keep-going=yes"], "does not take a value"),
+        (["run", "--timeout", "0"], "0 is not in the range"),
+        (["run", "--timeout", "soon"], "'soon' is not a valid integer"),
         (["run", "--output"], "requires an argument"),
         (["run", "--notebooks"], "requires an argument"),
         (["run", "--notebooks", ""], "'' holds no notebook named like 01_title.ipynb"),
@@ -238,6 +240,7 @@ def test_a_run_leaves_notebooks_pages_figures_and_metrics(course, capsys, monkey
     page, index = (folder / "01_one.html").read_text(), (folder / "index.html").read_text()
     assert "<math" in page and "<script" not in page and "&lt;script&gt;" in page
     assert not re.search(r"""(src|href)=["'](https?:)?//""", page + index)
+    assert "2 notebooks in" in index and "seeds 7, on" in index and "<td>test MSE</td>" in index
     assert "stand-in" in index and "&lt;b&gt;" in index and "<b>" not in index
     assert cli.command_line(["report", str(folder)]) == 0
 
@@ -275,6 +278,18 @@ def test_a_failing_cell_stops_the_run_and_keeps_what_ran(course, capsys, monkeyp
     assert "01_good.ipynb" in left and not left & {"03_never.ipynb", "metrics.json", "index.html"}
 
 
+def test_a_cell_without_end_is_given_up_and_the_other_notebooks_run(course, capsys):
+    make_notebook(course / "01_one.ipynb", "print('before')", "while True: pass", publish("01"))
+    make_notebook(course / "02_two.ipynb", publish("02"))
+    arguments = ["run", "--notebooks", str(course), "--output", "out", "--keep-going", "--timeout", "2"]
+    assert cli.command_line(arguments) == 1
+    said = "01_one.ipynb: cell 5 took longer than 2 s, the --timeout of a cell."
+    assert said in capsys.readouterr().err
+    metrics, index = (Path("out", name).read_text() for name in ("metrics.json", "index.html"))
+    assert said in json.loads(metrics)["failed"]["01"] and f"Notebook 01: {said}" in index
+    assert "02.cae.psnr_db" in metrics
+
+
 def test_two_runs_into_one_folder_are_refused(course, capsys):
     make_notebook(course / "01_one.ipynb")
     folder = course.parent / "out"
@@ -306,7 +321,7 @@ time.sleep(600)
 
 
 def test_an_interrupted_run_says_how_to_go_on(all_parameters, capsys, monkeypatch):
-    def interrupt(plan, keep_going):
+    def interrupt(plan, **options):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(runner, "execute", interrupt)
@@ -315,7 +330,7 @@ def test_an_interrupted_run_says_how_to_go_on(all_parameters, capsys, monkeypatc
 
 
 def test_a_full_disk_is_a_sentence(all_parameters, capsys, monkeypatch):
-    def full(plan, keep_going):
+    def full(plan, **options):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(runner, "execute", full)
@@ -349,6 +364,8 @@ def test_keep_going_runs_on_and_lists_the_exercises(course, capsys):
     assert rows == [
         "notebook,exercise,result", "01,1,right", "01,2,did not run", "01,3,not yet", "02,1,not tried yet"
     ]  # fmt: skip
-    assert "its check says" in (Path("out") / "index.html").read_text()
+    index = (Path("out") / "index.html").read_text()
+    assert "its check says" in index and "Notebook 01: 01_one.ipynb failed in cell 6" in index
+    assert "<pre>" in index and "ZeroDivisionError: division by zero" in index
     assert json.loads((Path("out") / "metrics.json").read_text())["metrics"]["01.cae.psnr_db"]["value"] == 2.5
     assert "raises-exception" not in (course / "01_one.ipynb").read_text()

@@ -1,9 +1,15 @@
 """The committed files: pinned dependencies, notebooks as a reader should find them, data with their checksums."""
 
 import ast
+import os
 import re
+import shutil
+import subprocess
+import sys
 import tomllib
+import venv
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import nbformat
@@ -38,6 +44,42 @@ def test_every_dependency_is_pinned_explained_and_installed():
         if not line.startswith("#"):
             name, pin, reason = re.fullmatch(r"([\w-]+)==([\w.]+)\s+# (.+)", line).groups()
             assert version(name).split("+")[0] == pin and reason
+
+
+def test_the_package_asks_for_what_is_pinned():
+    pinned = (ROOT / "requirements.txt").read_text().split("# the tests")[0]
+    pins = re.findall(r"^([\w-]+)==(\d+\.\d+)", pinned, re.M)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["dependencies"] == [f"{name}>={pin}" for name, pin in pins]
+
+
+@pytest.mark.skipif(not find_spec("setuptools"), reason="setuptools is not installed")
+def test_an_installed_package_brings_its_notebooks_and_data(tmp_path):
+    tree, home = tmp_path / "tree", tmp_path / "home"
+    for name in subprocess.check_output(["git", "ls-files", "-z"], cwd=ROOT, text=True).split("\0")[:-1]:
+        if not name.startswith("tests/") and (ROOT / name).is_file():
+            (tree / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, tree / name)
+    venv.create(home)
+    python = home / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+    pip = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check"]
+    subprocess.run([*pip, "wheel", "--no-build-isolation", "--no-deps", "-w", tmp_path, tree], check=True)
+    (wheel,) = tmp_path.glob("aeutils-*.whl")
+    subprocess.run([*pip, "--python", python, "install", "--no-deps", "--no-index", wheel], check=True)
+    shutil.rmtree(tree)
+    (site,) = (path.parent for path in home.rglob("aeutils") if (path / "data.py").exists())
+    (site / "rest.pth").write_text("\n".join(path for path in sys.path if path.endswith("-packages")))
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+    def course(*arguments):
+        command = [python, "-m", "aeutils", *arguments]
+        return subprocess.run(command, cwd=tmp_path, env=clean, capture_output=True, text=True)
+
+    listed = course("data")
+    assert "60000 training and 10000 test images, verified" in listed.stdout
+    assert str(home.resolve() / "share" / "aeutils" / "data") in listed.stdout
+    assert "SHA256SUMS" not in listed.stderr
+    assert "the parameters are in all: profile, seed" in course("run", "-p", "bogus", "1").stderr
 
 
 def test_conda_installs_the_same():

@@ -79,7 +79,13 @@ def cli():
 @click.option(
     "--keep-going", is_flag=True, help="Run on after a cell that fails; the exit status is 1 all the same."
 )
-def run(profile, output, reuse, parameters, notebooks, keep_going):
+@click.option(
+    "--timeout",
+    type=click.IntRange(1),
+    metavar="SECONDS",
+    help="Give up a notebook whose cell takes longer; no limit if not given.",
+)
+def run(profile, output, reuse, parameters, notebooks, keep_going, timeout):
     """Run the four notebooks and write a report, with what the exercises' checks said in exercises.csv.
 
     Weights are trained into DIR/checkpoints. The same command again takes up the weights that are there, and a
@@ -89,7 +95,7 @@ def run(profile, output, reuse, parameters, notebooks, keep_going):
     plan = runner.plan(notebooks, profile, dict(parameters), output, reuse)
     if any(plan.checkpoints.glob("*")) and not reuse:
         click.echo(f"Weights found in {plan.checkpoints} are taken up where their configuration matches.")
-    metrics = runner.execute(plan, keep_going=keep_going)
+    metrics = runner.execute(plan, keep_going=keep_going, timeout=timeout)
     rows, off = reporting.comparison(metrics)
     click.echo(reporting.as_text(rows))
     click.echo(f"Report: {plan.folder / 'index.html'}")

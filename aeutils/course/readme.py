@@ -66,7 +66,7 @@ def results_tables(reference):
             each = ", ".join(f"{value:.3f}" for value in values)
             mean = sum(values) / len(values)
             lines.append(
-                f"| {bound} under {kind} splits {seeds}, first training seed | {mean:.3f} ({each}) |"
+                f"| {bound} under {kind.removesuffix('s')} splits {seeds}, first training seed | {mean:.3f} ({each}) |"
             )
     lines += ["", "| claim of the course | contrast | effect | 95 % interval | seeds | verdict |"]
     lines += ["| --- | --- | --- | --- | --- | --- |"]

@@ -16,8 +16,8 @@ from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from pygments.formatters import HtmlFormatter
 
-from aeutils.course.readme import CHOSEN
-from aeutils.course.results import compare, in_words, load_reference
+from aeutils.course.readme import CHOSEN, CODES, FACE, figure
+from aeutils.course.results import compare, load_reference
 from aeutils.data import write_atomically
 
 FONT = "math.ttf"
@@ -29,6 +29,9 @@ PLAIN = (  # what latex2mathml does not know, as what it does
     (r"\\operatorname\*", r"\\operatorname"),
     (r"\\arg\b", r"\\operatorname{arg}"),
 )
+OBSOLETE = re.compile(
+    r"""<style.*?</style>| (?:border|halign|valign)="\w+"(?=[^<]*>)""", re.S
+)  # of pandas and IPython
 STYLE = Path(__file__).with_name("report.css")
 
 
@@ -102,8 +105,11 @@ def notebook_html(notebook):
     strip_widgets(notebook)
     for cell in notebook.cells:
         for out in cell.get("outputs", ()):
-            if "text/markdown" in out.get("data", {}):
-                out["data"] = {"text/html": markdown(out["data"]["text/markdown"], trusted=False)}
+            data = out.get("data", {})
+            if "text/markdown" in data:
+                out["data"] = {"text/html": markdown(data["text/markdown"], trusted=False)}
+            elif "text/html" in data:
+                data["text/html"] = re.sub(OBSOLETE, "", data["text/html"])
     exporter = HTMLExporter(template_name="basic")
     exporter.register_filter("markdown2html", markdown)
     body = exporter.from_notebook_node(notebook)[0]
@@ -137,7 +143,21 @@ def page(title, body):
 def index_html(metrics, chapters):
     """The body of index.html: verdicts, a figure a notebook, the figures beside the reference, how it was run."""
     rows, off = comparison(metrics)
-    parts = [f"<h1>Autoencoders: {escape(metrics['profile'])} run</h1>"]
+    reference = load_reference()
+    state = f'<span class="off">{len(off)} out of tolerance</span>' if off else "none out of tolerance"
+    faces = {"frey": "Frey Face, 1965 frames"}.get(metrics["faces"], "drawn stand-in faces")
+    parts = [
+        f"<h1>Autoencoders: {escape(metrics['profile'])} run</h1>",
+        f"<p>{len(metrics['seconds'])} notebooks in {sum(metrics['seconds'].values()) / 60:.1f} minutes, training "
+        f"seeds {escape(', '.join(map(str, metrics['seeds'])))}, on {escape(metrics['device'])}; MNIST and {faces}. "
+        f"{len(rows)} metrics, {state}.</p>",
+    ]
+    for number, said in metrics.get("failed", {}).items():
+        first, *more = said.split("\n", 1)
+        trace = f"<pre>{escape(more[0].strip())}</pre>" if more else ""
+        parts.append(
+            f'<details class="loud"><summary>Notebook {escape(number)}: {escape(first)}</summary>{trace}</details>'
+        )
     if metrics["faces"] == "synthetic":
         parts.append(
             '<p class="loud">Frey Face was not found. Notebook 04 shows drawn stand-in faces instead.</p>'
@@ -146,12 +166,8 @@ def index_html(metrics, chapters):
         parts.append(
             '<p class="loud">A quick run: small subsets, a few steps. No figure here says anything.</p>'
         )
-    there = load_reference()["verdicts"]
-    verdicts = [
-        (name, found["claim"], found["contrast"], in_words(found), in_words(there.get(name)))
-        for name, found in sorted(metrics["verdicts"].items())
-    ]
-    parts += ["<h2>Verdicts</h2>", table(("", "claim", "contrast", "this run", "reference run"), verdicts)]
+    parts += ["<h2>Verdicts</h2>", verdicts_table(metrics["verdicts"], reference["verdicts"])]
+    parts += ["<h2>Key figures</h2>", *key_figures(metrics["metrics"], reference["metrics"])]
     parts.append("<h2>Notebooks</h2>")
     for stem, title, figures in chapters:
         parts.append(
@@ -159,11 +175,10 @@ def index_html(metrics, chapters):
             f"<p>{escape(str(metrics['seconds'].get(stem, '?')))} s</p>"
         )
         chosen = f"figure_{CHOSEN.get(stem[:2])}.png"
-        for name, alt in [figure for figure in figures if figure[0] == chosen] or figures[-1:]:
-            image = f'<img src="figures/{name}" alt="{escape(alt, quote=True)}">'
+        for name, alt in [found for found in figures if found[0] == chosen] or figures[-1:]:
+            image = f'<a href="figures/{name}"><img src="figures/{name}" alt="{escape(alt, quote=True)}"></a>'
             parts.append(f"<figure>{image}<figcaption>{escape(alt)}</figcaption></figure>")
-    state = f'<span class="off">{len(off)} out of tolerance</span>' if off else "none out of tolerance"
-    parts.append(f"<h2>Figures</h2><p>{len(rows)} figures, {state}.</p>")
+    parts.append(f"<h2>Metrics</h2><p>{len(rows)} metrics, {state}.</p>")
     head = ("metric", "this run", "reference", "tolerance", "unit", "")
     for number in sorted({row[0][:2] for row in rows}):
         of_notebook = table(head, [row for row in rows if row[0].startswith(number)])
@@ -171,23 +186,48 @@ def index_html(metrics, chapters):
     if any(said != "not tried yet" for said in metrics.get("exercises", {}).values()):
         tried = [(*key.split("."), said) for key, said in metrics["exercises"].items()]
         parts += ["<h2>Exercises</h2>", table(("notebook", "exercise", "its check says"), tried)]
-    how = [(key, ", ".join(map(str, metrics[key]))) for key in ("seeds",)] + [("device", metrics["device"])]
-    how += [
-        ("faces", {"frey": "Frey Face, 1965 frames"}.get(metrics["faces"], "drawn stand-in")),
-        ("digits", "MNIST"),
-    ]
-    how += [(name, number) for name, number in metrics["versions"].items()]
-    how += [
-        (f"{nn}: {name}", value)
-        for nn, values in metrics["parameters"].items()
-        for name, value in values.items()
-    ]
-    parts += [
-        "<h2>How it was run</h2>",
-        table(("", ""), how),
-        '<p><a href="metrics.json">metrics.json</a></p>',
-    ]
+    parts += ["<h2>How it was run</h2>", table(("", "version"), metrics["versions"].items())]
+    known = metrics["parameters"]
+    names = dict.fromkeys(name for values in known.values() for name in values)
+    chosen = [(name, *(values.get(name, "") for values in known.values())) for name in names]
+    parts += [table(("parameter", *known), chosen), '<p><a href="metrics.json">metrics.json</a></p>']
     return "\n".join(parts)
+
+
+def verdicts_table(verdicts, reference):
+    """The verdicts of a run, each beside the reference run's."""
+    rows = []
+    for name, found in sorted(verdicts.items()):
+        ends = "[{:.3g}, {:.3g}]".format(*found["ci95"]) if found["ci95"] else "–"
+        effect = "–" if found["effect"] is None else f"{found['effect']:.3g}"
+        there = reference.get(name, {}).get("verdict", "–")
+        rows.append(
+            (name, found["claim"], found["verdict"], there, effect, ends, found["n"], found["contrast"])
+        )
+    head = ("", "claim", "this run", "reference run", "effect", "95 % interval", "seeds", "contrast")
+    return table(head, rows)
+
+
+def key_figures(metrics, reference):
+    """The README's rows from a run's metrics, beside the reference run's."""
+    models = ("ae", "sae", "cae")
+    codes = [
+        (
+            row,
+            *(
+                figure(found.get(key.format(model)), digits)
+                for found in (metrics, reference)
+                for model in models
+            ),
+        )
+        for row, (key, digits) in CODES.items()
+    ]
+    faces = [
+        (row, figure(metrics.get(key), digits), figure(reference.get(key), digits))
+        for row, (key, digits) in FACE.items()
+    ]
+    head = [*(m.upper() for m in models), *(f"{m.upper()}, reference run" for m in models)]
+    return table(("digits", *head), codes), table(("faces", "VAE, this run", "reference run"), faces)
 
 
 def table(head, rows):

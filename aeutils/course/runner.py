@@ -15,17 +15,17 @@ from typing import NamedTuple
 import filelock
 import nbformat
 import papermill
-from nbclient.exceptions import DeadKernelError
+from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
 from aeutils.course import report
 from aeutils.course.results import MIME, write_json
 from aeutils.course.settings import PARAMETERS, PROFILES, check_parameters, seeds_of
-from aeutils.data import write_atomically
+from aeutils.data import HOME, write_atomically
 from aeutils.training import pick_device
 
-NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
+NOTEBOOKS = HOME / "notebooks"
 VERSIONS = ("aeutils", "torch", "numpy", "scipy", "scikit-learn", "matplotlib")
 EXERCISE = re.compile(r"^exercise (\d+): (.+)$", re.M)
 CHECKED = re.compile(r"^exercise\(\s*(\d+),", re.M)  # the call of a check, whether or not it came to run
@@ -109,12 +109,13 @@ def listing(known):
     return "; ".join(f"{where}: {', '.join(names)}" for where, names in groups.items() if names)
 
 
-def execute(plan, profile=None, keep_going=False):
-    """Run the notebooks, write the run folder and return what is in its metrics.json. RunFailed if a cell fails.
+def execute(plan, profile=None, keep_going=False, timeout=None):
+    """Run the notebooks, write the run folder and return what is in its metrics.json.
 
-    With `keep_going` the cells after it and the other notebooks run all the same, and the report is written first.
+    RunFailed if a cell fails, or takes longer than `timeout` seconds. With `keep_going` the cells after one that
+    fails and the other notebooks run all the same, and the report is written first.
     """
-    folder, failed = plan.folder, []
+    folder, failed = plan.folder, {}
     folder.mkdir(parents=True, exist_ok=True)
     with only_run_in(folder):
         killed = [*(folder / "checkpoints").glob(".*.tmp"), *folder.glob(".[0-9][0-9]_*.tmp*")]
@@ -126,18 +127,18 @@ def execute(plan, profile=None, keep_going=False):
             bar.set_postfix_str(path.stem)
             start = time.monotonic()
             try:
-                run_notebook(path, folder / path.name, parameters, keep_going)
+                run_notebook(path, folder / path.name, parameters, keep_going, timeout)
             except RunFailed as error:
                 if not keep_going:
                     raise
-                failed.append(str(error))
+                failed[path.name[:2]] = str(error)
             seconds[path.stem] = round(time.monotonic() - start, 1)
-        metrics = collect(folder, plan, profile or plan.profile, seconds)
+        metrics = collect(folder, plan, profile or plan.profile, seconds) | {"failed": failed}
         write_json(folder / "metrics.json", metrics)
         write_exercises(folder / "exercises.csv", metrics["exercises"])
         report.write(folder)
     if failed:
-        raise RunFailed("\n\n".join([*failed, f"Report: {folder / 'index.html'}"]))
+        raise RunFailed("\n\n".join([*failed.values(), f"Report: {folder / 'index.html'}"]))
     return metrics
 
 
@@ -157,7 +158,7 @@ def only_run_in(folder):
         lock.release()
 
 
-def run_notebook(path, output, parameters, keep_going=False):
+def run_notebook(path, output, parameters, keep_going=False, timeout=None):
     """Execute one notebook into `output`, which keeps what ran if a cell fails."""
     use_own_kernel()
     source = path
@@ -175,6 +176,7 @@ def run_notebook(path, output, parameters, keep_going=False):
             progress_bar=bar,
             cwd=output.parent,
             autosave_cell_every=5,
+            execution_timeout=timeout,
             extra_arguments=quiet,
         )
     except PapermillExecutionError as error:
@@ -187,6 +189,11 @@ def run_notebook(path, output, parameters, keep_going=False):
         raise RunFailed(
             f"{path.name}: the kernel died in cell {last_cell(output)}, perhaps for want of memory. "
             f"The notebook up to there is kept in {output}; the same command goes on with what is trained so far."
+        ) from None
+    except CellTimeoutError:
+        raise RunFailed(
+            f"{path.name}: cell {last_cell(output)} took longer than {timeout} s, the --timeout of a cell. "
+            f"The notebook up to there is kept in {output}; allow more, or repair the cell."
         ) from None
     except OSError as error:
         output.unlink(missing_ok=True)  # papermill leaves it half-written
