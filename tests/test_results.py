@@ -3,9 +3,9 @@
 import hashlib
 import json
 import math
+import os
 import re
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
@@ -280,22 +280,29 @@ def test_every_tolerance_has_a_measured_difference_between_machines():
 def test_a_run_on_another_machine_gives_each_metric_its_largest_difference(monkeypatch, tmp_path):
     found = iter([{"a": [1.5], "b": 2.0}, {"a": [0.9], "b": 2.25}])
 
-    def run(command, env):
-        folder, values = Path(command[-1]), next(found)
-        folder.mkdir()
+    def run(plan):
+        values = next(found)
+        ran.append(
+            {
+                name: os.environ[name]
+                for name in ("OMP_NUM_THREADS", "OPENBLAS_CORETYPE")
+                if name in os.environ
+            }
+        )
+        assert plan.folder.parent == tmp_path and all(v["checkpoints"] == "" for v in plan.notebooks.values())
         entries = {
-            "a": {"value": values["a"][0], "per_seed": values["a"]}, "b": {"value": values["b"], "per_seed": []}
-        }  # fmt: skip
-        results.write_json(folder / "metrics.json", {"metrics": entries})
-        ran.append({name: env[name] for name in ("OMP_NUM_THREADS", "OPENBLAS_CORETYPE") if name in env})
-        return SimpleNamespace(returncode=2)
+            "a": {"value": values["a"][0], "per_seed": values["a"]},
+            "b": {"value": values["b"], "per_seed": []},
+        }
+        return {"metrics": entries}
 
     ran, metrics = [], {"a": {"value": 3.0, "per_seed": [1.0, 5.0]}, "b": {"value": 2.0, "per_seed": []}}
     monkeypatch.delenv("OPENBLAS_CORETYPE", raising=False)
-    monkeypatch.setattr(reference_run.subprocess, "run", run)
+    monkeypatch.setattr(reference_run.runner, "execute", run)
     reference_run.add_machine_spread(metrics, tmp_path)
     assert metrics["a"]["machine"] == 0.5 and metrics["b"]["machine"] == 0.25
     assert ran == [{"OMP_NUM_THREADS": "2"}, {"OMP_NUM_THREADS": "1", "OPENBLAS_CORETYPE": "Haswell"}]
+    assert "OPENBLAS_CORETYPE" not in os.environ
 
 
 def test_sums_list_what_is_read_and_find_damage(tmp_path, monkeypatch):

@@ -130,7 +130,8 @@ def hostile_run(folder, figures=("01.1",)):
     nbformat.write(new_notebook(cells=[cell]), folder / f"{stem}.ipynb")
     verdict = {"claim": HOSTILE, "contrast": HOSTILE, "verdict": HOSTILE, "effect": 1.0, "ci95": None, "n": 1}
     metrics = {
-        "profile": HOSTILE, "seeds": [0], "device": HOSTILE, "versions": {HOSTILE: HOSTILE}, "seconds": {stem: HOSTILE},
+        "profile": HOSTILE, "seeds": [0], "device": HOSTILE, "versions": {HOSTILE: HOSTILE}, "seconds": {stem: 1.5},
+        "failed": {"01": f"{HOSTILE}\n{HOSTILE}"},
         "faces": HOSTILE, "parameters": {"01": {"checkpoints": HOSTILE, HOSTILE: 1}},
         "metrics": {f"01.{HOSTILE}": {"value": 1.0, "per_seed": [], "ci95": None, "unit": HOSTILE}},
         "verdicts": {HOSTILE: verdict}, "exercises": {f"01.{HOSTILE}": HOSTILE}, "labels": {HOSTILE: HOSTILE},

@@ -6,10 +6,9 @@ import math
 import os
 import shutil
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
+from unittest.mock import patch
 
 import nbformat
 import torch
@@ -193,13 +192,11 @@ def record():
 
 def add_machine_spread(metrics, folder):
     """Give each metric "machine", its largest difference between these values and those found on MACHINES."""
-    options = ["--reuse", "-p", "faces", "frey", "-p", "n_seeds", "1", "-p", "n_svm_more", "0"]
+    overrides = {"faces": "frey", "n_seeds": 1, "n_svm_more": 0}
     for i, environment in enumerate(MACHINES):
-        output = Path(folder) / f"machine_{i}"
-        command = [sys.executable, "-m", "aeutils", "run", *options, "--output", str(output)]
-        if subprocess.run(command, env=os.environ | environment).returncode == 1:
-            raise RuntimeError(f"the run under {environment} failed; see {output}.")
-        found = json.loads((output / "metrics.json").read_text(encoding="utf-8"))["metrics"]
+        plan = runner.plan(runner.NOTEBOOKS, "full", overrides, Path(folder) / f"machine_{i}", reuse=True)
+        with patch.dict(os.environ, environment):  # a kernel starts with it
+            found = runner.execute(plan)["metrics"]
         for key in metrics.keys() & found.keys():
             entry, there = metrics[key], found[key]
             same = entry["per_seed"][: len(there["per_seed"])]
