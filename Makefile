@@ -7,7 +7,7 @@
 # make explorer     explorer.html: three of the trained networks in a page, moved by sliders
 # make bench        images a second on this machine, against the usual training loop
 # make browser-test the explorer and a run's report in a headless Chromium (Debian: installed if missing)
-# make faults       kills a run at 20 more random moments; minutes
+# make faults       kills a run at 20 more random moments, and a worker of a Dask cluster; minutes
 # make matrix       the notebooks from a clone with 1 and 2 threads, another processor, with and without Frey Face
 # make steady       the unit tests ten times
 # make audit        asks the index whether a pinned dependency has a known vulnerability
@@ -82,7 +82,7 @@ browser-test: $(READY)
 	$(BIN)/python -m pytest -q tests/browser
 
 faults: $(READY)
-	AEUTILS_SLOW=1 $(BIN)/python -m pytest -q tests/test_faults.py
+	AEUTILS_SLOW=1 $(BIN)/python -m pytest -q tests/test_faults.py tests/test_cluster.py
 
 matrix: $(READY)
 	AEUTILS_SLOW=1 $(BIN)/python -m pytest -q tests/test_matrix.py

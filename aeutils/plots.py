@@ -48,7 +48,7 @@ LABELS = {
 
 
 # what is no model is grey
-NEUTRAL = cycler(color=["#222222", "#777777", "#AAAAAA"]) + cycler(linestyle=["-", "--", ":"])
+NEUTRAL = cycler(color=["#222222", "#777777", "#AAAAAA"])
 
 
 def style():

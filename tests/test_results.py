@@ -401,8 +401,10 @@ def test_the_reference_trains_on_no_validation_image(monkeypatch):
     asked = {"n_train": 55_000, "latent_dim": 4, "lam_sae": 0.1, "lam_cae": 0.2, "epochs": 1}
     tasks = list(reference_run.digit_tasks(asked))
     assert len(tasks) == 15
-    for _, _, train, val in tasks:
+    for task in tasks:
+        train, val = reference_run.images_of(task.config.data, task.n_train)
         assert train.tolist() == list(range(55_000)) and val.tolist() == list(range(55_000, 60_000))
+    reference_run.images_of.cache_clear()
 
 
 def test_the_plain_faces_differ_from_the_vae_in_nothing_but_the_price_of_the_code():

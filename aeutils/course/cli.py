@@ -1,7 +1,9 @@
 """The command line: run, data, report, explorer, bench, reference. Exit 1: a run failed; 2: bad input, figures off."""
 
 import os
+import re
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -10,6 +12,7 @@ import pooch
 from aeutils.course import report as reporting
 from aeutils.course import runner
 from aeutils.course.runner import RunFailed
+from aeutils.training import TrainingFailed
 
 
 def command_line(arguments=None):
@@ -29,7 +32,7 @@ def command_line(arguments=None):
     except ValueError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2
-    except RunFailed as error:
+    except (RunFailed, TrainingFailed) as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
     except OSError as error:
@@ -175,14 +178,69 @@ def bench(output, rounds):
 
 @cli.command()
 @click.option("--notebooks", "only_notebooks", is_flag=True, help="Only re-execute the notebooks in place.")
-def reference(only_notebooks):
+@click.option(
+    "--scheduler",
+    metavar="ADDRESS",
+    help="A Dask scheduler, tcp://host:port, whose workers train; pip install aeutils[cluster].",
+)
+@click.option(
+    "--seeds", metavar="LIST", help="A study of its own: these training seeds, such as 0-19 or 0,3,7."
+)
+@click.option("--lam", "lams", metavar="LIST", help="The strengths of its penalties, such as 0.01,0.03,0.1.")
+@click.option("--output", metavar="DIR", help="Where the study goes; runs/study if not given.")
+def reference(only_notebooks, scheduler, seeds, lams, output):
     """Train the reference weights, record the reference figures, and re-execute the notebooks from them.
 
-    Takes hours; a training that is there is skipped, so that the same command goes on after an interruption.
+    Takes hours; a training that is there is skipped, so that the same command goes on after an interruption. With
+    --seeds and --lam it trains SAE and CAE for each of them instead, and writes study.json.
     """
     from aeutils.course import reference as make
 
+    if scheduler is not None:
+        check_scheduler(scheduler)
+    if seeds is not None or lams is not None or output is not None:
+        if seeds is None or lams is None or only_notebooks:
+            raise ValueError(
+                "--output, --seeds and --lam belong together; give --seeds 0-4 and --lam 0.01,0.03."
+            )
+        folder = runner.check_folder(Path("runs") / "study" if output is None else output)
+        make.study(whole_numbers(seeds), strengths(lams), folder, scheduler)
+        click.echo(f"Study: {folder / 'study.json'}")
+        return
     if not only_notebooks:
-        make.train()
+        make.train(make.reference_tasks(), make.SHIPPED, scheduler)
         make.record()
     make.reexecute()
+
+
+def check_scheduler(address):
+    """ValueError where no Dask scheduler can be at the address, or Dask is missing."""
+    if not find_spec("distributed"):
+        raise ValueError(f"--scheduler is {address!r}, and Dask is not installed; pip install distributed.")
+    if not re.fullmatch(r"(tcp|tls)://[\w.\-\[\]:]+:\d+", address):
+        raise ValueError(f"--scheduler is {address!r}; it must be an address such as tcp://127.0.0.1:8786.")
+
+
+def whole_numbers(text):
+    """[0, 1, 2, 7] of "0-2,7"."""
+    found = []
+    for part in text.split(","):
+        ends = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part.strip())
+        first, last = (int(end or ends[1]) for end in ends.groups()) if ends else (1, 0)
+        if last < first or last - first > 9999:
+            raise ValueError(
+                f"--seeds is {text!r}; it must be whole numbers and ranges, such as 0-19 or 0,3,7."
+            )
+        found += range(first, last + 1)
+    return list(dict.fromkeys(found))
+
+
+def strengths(text):
+    """[0.01, 0.1] of "0.01,0.1"."""
+    try:
+        found = [float(part) for part in text.split(",")]
+    except ValueError:
+        found = [-1.0]
+    if not all(0 <= lam <= 1000 for lam in found):
+        raise ValueError(f"--lam is {text!r}; it must be numbers from 0 to 1000, such as 0.01,0.03,0.1.")
+    return list(dict.fromkeys(found))

@@ -7,7 +7,10 @@ import os
 import shutil
 import statistics
 import time
+from functools import lru_cache
+from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 from unittest.mock import patch
 
 import nbformat
@@ -18,13 +21,14 @@ from scipy import stats
 from aeutils.course import report, runner
 from aeutils.course.readme import write_readme
 from aeutils.course.results import REFERENCE, write_json
+from aeutils.course.runner import RunFailed
 from aeutils.course.settings import VALIDATION, digit_configs, face_configs, seeds_of
-from aeutils.data import DATA, load_frey_faces, load_mnist, split_frames
+from aeutils.data import DATA, load_frey_faces, load_mnist, split_frames, write_atomically
 from aeutils.faces import synthetic_faces
 from aeutils.latent import decode_dataset, encode_dataset
 from aeutils.losses import contractive_penalty
 from aeutils.metrics import active_share, jacobian_over_variance
-from aeutils.training import SHIPPED, AutoencoderConfig, load_or_train
+from aeutils.training import SHIPPED, AutoencoderConfig, VAEConfig, checkpoint_path, load_or_train
 
 SEEDS = 5
 FACE_SEEDS = 5
@@ -57,45 +61,143 @@ TAU = 1.25  # times the AE's validation MSE is what a penalty may cost
 FLOORS = {"dB": 0.1, "": 0.005, "MSE": 5e-4, "%": 0.5, "bits/dim": 0.02, "nats": 2.0}  # absolute, by unit
 
 
-def train():
-    """Train what is missing of every headline model into data/checkpoints, one row of a table each."""
+class Task(NamedTuple):
+    """A training that depends on no other: what is trained, on how many images, and whether it is measured."""
+
+    name: str
+    config: AutoencoderConfig | VAEConfig
+    n_train: int | None = None
+    measured: bool = False
+
+
+class Done(NamedTuple):
+    """What a training left: its checkpoint's bytes, so that no folder need be shared, and its figures."""
+
+    checkpoint: bytes
+    seconds: float
+    reused: bool
+    figures: dict
+
+
+@lru_cache(maxsize=1)
+def images_of(data, n_train):
+    """The training and the validation images that a configuration's `data` names."""
+    if data == "mnist":
+        images = load_mnist().train_images
+        return images[:n_train], images[-VALIDATION:]
+    source, split = data.split("/")
+    kind, seed = split.split("-")
+    if source == "independent":
+        n = len(load_frey_faces(source="synthetic").images)
+        images = synthetic_faces(n, int(seed), independent=True)[0]
+    else:
+        images = load_frey_faces(source=source).images
+    index = split_frames(len(images), kind, int(seed))
+    return images[index.train], images[index.val]
+
+
+def perform(task, folder):
+    """Train one task into a folder of this machine, or find it there."""
+    start = time.monotonic()
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    train_images, val_images = images_of(task.config.data, task.n_train)
+    trained = load_or_train(task.config, train_images, val_images, folders=[folder])
+    figures = {"val": trained.history[-1]["val"]}
+    if task.measured:
+        figures |= path_point(trained.model.cpu(), val_images)
+    checkpoint = checkpoint_path(task.config, folder).read_bytes()
+    return Done(checkpoint, time.monotonic() - start, trained.reused, figures)
+
+
+def train(tasks, folder, scheduler=None):
+    """[(task, Done)] of tasks trained into the folder, one row of a table each as it ends.
+
+    With the address of a Dask scheduler its workers train what is missing; a task whose worker dies goes to another,
+    and its checkpoint comes here as soon as it is there. Without one, the trainings run here, one after the other.
+    """
+    folder, results = Path(folder).absolute(), []
+    print(f"{'model':24}{'seed':>5}{'validation':>14}{'seconds':>9}")
+    there = [task for task in tasks if checkpoint_path(task.config, folder).exists()]
+    missing = [task for task in tasks if task not in there]
+    here = ((task, perform(task, folder)) for task in there + ([] if scheduler else missing))
+    for task, done in chain(here, on_cluster(missing, folder, scheduler) if scheduler else ()):
+        took = "there" if done.reused else f"{done.seconds:.0f}"
+        print(f"{task.name:24}{task.config.seed:5}{done.figures['val']:14.6g}{took:>9}", flush=True)
+        results.append((task, done))
+    return sorted(results, key=lambda result: tasks.index(result[0]))
+
+
+def on_cluster(tasks, folder, scheduler):
+    """(task, Done) in the order in which the workers of a Dask scheduler end, each checkpoint kept before it is told.
+
+    OSError where no scheduler answers; RunFailed where a task ends every worker that it is given to.
+    """
+    from distributed import Client, KilledWorker, as_completed
+
+    folder.mkdir(parents=True, exist_ok=True)
+    names = {checkpoint_path(task.config, folder).name: task for task in tasks}
+    with Client(scheduler) as client:
+        futures = [client.submit(perform, task, str(folder), key=name) for name, task in names.items()]
+        try:
+            for future, done in as_completed(futures, with_results=True):
+                if not (folder / future.key).exists():  # the workers share no folder with this machine
+                    write_atomically(folder / future.key, done.checkpoint)
+                yield names[future.key], done
+        except KilledWorker as error:
+            raise RunFailed(
+                f"the training of {error.task} ended its workers, for want of memory perhaps; what is trained is kept "
+                f"in {folder}, and the same command goes on."
+            ) from None
+
+
+def reference_tasks():
+    """Every headline model of every seed."""
     known = {
         path.name[:2]: runner.defaults(path) for path in sorted(runner.NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
     }
-    SHIPPED.mkdir(parents=True, exist_ok=True)
-    tasks = list(digit_tasks(known["01"])) + list(face_tasks(known["04"]))
-    print(f"{'model':24}{'seed':>5}{'validation':>14}{'seconds':>9}")
-    for name, config, images, val_images in tasks:
-        start = time.monotonic()
-        trained = load_or_train(config, images, val_images, folders=[SHIPPED])
-        took = "there" if trained.reused else f"{time.monotonic() - start:.0f}"
-        print(f"{name:24}{config.seed:5}{trained.history[-1]['val']:14.6g}{took:>9}", flush=True)
+    return [*digit_tasks(known["01"]), *face_tasks(known["04"])]
 
 
 def digit_tasks(parameters):
-    images = load_mnist().train_images
-    train_images, val_images = images[: parameters["n_train"]], images[-VALIDATION:]
     for seed in seeds_of(0, SEEDS):
         names = ("latent_dim", "lam_sae", "lam_cae", "epochs")
         configs = digit_configs(seed=seed, **{name: parameters[name] for name in names})
-        yield from ((name, config, train_images, val_images) for name, config in configs.items())
+        yield from (Task(name, config, parameters["n_train"]) for name, config in configs.items())
 
 
 def face_tasks(parameters):
     kept = {name: parameters[name] for name in ("face_latent_dim", "face_epochs", "beta", "reach")}
-    n = len(load_frey_faces(source="synthetic").images)
-    drawn = synthetic_faces(n, parameters["split_seed"], independent=True)[0]
     for source, kind, names, n_seeds in (
         ("frey", parameters["split"], ("vae", "ae"), FACE_SEEDS),
         ("synthetic", parameters["split"], ("vae", "ae"), 1),
         ("independent", "random", ("vae",), 1),
     ):
-        images = drawn if source == "independent" else load_frey_faces(source=source).images
-        split = split_frames(len(images), kind, parameters["split_seed"])
         for seed in seeds_of(0, n_seeds):
             configs = face_configs(seed=seed, data=f"{source}/{kind}-{parameters['split_seed']}", **kept)
-            for name in names:
-                yield f"{name} {source}", configs[name], images[split.train], images[split.val]
+            yield from (Task(f"{name} {source}", configs[name]) for name in names)
+
+
+def study(seeds, lams, folder, scheduler=None):
+    """SAE and CAE for every lam and seed into a folder: study.json has a row for each, on the validation images."""
+    parameters = runner.defaults(next(runner.NOTEBOOKS.glob("01_*.ipynb")))
+    common = {name: parameters[name] for name in ("latent_dim", "epochs")}
+    tasks = [
+        Task(
+            f"{penalty} {lam:g}",
+            AutoencoderConfig(penalty=penalty, lam=lam, seed=seed, **common),
+            parameters["n_train"],
+            True,
+        )
+        for penalty in ("l1", "contractive")
+        for lam in lams
+        for seed in seeds
+    ]
+    rows = [
+        {"penalty": task.config.penalty, "lam": task.config.lam, "seed": task.config.seed} | done.figures
+        for task, done in train(tasks, folder, scheduler)
+    ]
+    write_json(Path(folder) / "study.json", rows)
+    return rows
 
 
 def lambda_path(folder=Path("runs") / "reference" / "path"):
