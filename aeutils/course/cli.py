@@ -201,7 +201,8 @@ def reference(only_notebooks, scheduler, seeds, lams, output):
     if seeds is not None or lams is not None or output is not None:
         if seeds is None or lams is None or only_notebooks:
             raise ValueError(
-                "--output, --seeds and --lam belong together; give --seeds 0-4 and --lam 0.01,0.03."
+                f"--seeds is {seeds!r} and --lam is {lams!r}; a study, and its --output, must be given both and no "
+                "--notebooks, such as --seeds 0-4 --lam 0.01,0.03."
             )
         folder = runner.check_folder(Path("runs") / "study" if output is None else output)
         make.study(whole_numbers(seeds), strengths(lams), folder, scheduler)
