@@ -16,7 +16,7 @@ from aeutils.course.settings import digit_models, face_models
 from aeutils.data import load_frey_faces, load_mnist, split_frames, write_atomically
 from aeutils.latent import blend, different_pairs, encode_dataset
 from aeutils.losses import gaussian_kl_units
-from aeutils.plots import LABELS
+from aeutils.plots import DIGITS, LABELS
 
 TEMPLATE = Path(__file__).with_name("explorer.html")
 N_MAP, COLUMNS, STEPS = 3000, 60, 21  # digits on the map and in a row of their sheet, values of alpha
@@ -101,10 +101,12 @@ def blends_and_map(parameters, n_pairs, n_map):
             "steps": STEPS,
             "width": parameters["latent_dim"],
             "digits": mnist.test_labels[pairs].tolist(),
+            "images": encoded((255 * mnist.test_images[pairs]).round().to(torch.uint8).numpy().tobytes()),
             "models": compared,
         },
         "map": {
             "models": maps,
+            "colours": DIGITS,
             "labels": encoded(labels.to(torch.uint8).numpy().tobytes()),
             "index": index.tolist(),
             "columns": COLUMNS,

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from aeutils import plots
 from aeutils.course import explorer, runner
 from aeutils.course.settings import digit_models, face_models
 from aeutils.data import load_frey_faces, load_mnist
@@ -66,14 +67,29 @@ def test_the_blends_are_those_that_pytorch_decodes(page):
     for name in ("sae", "cae"):
         way = interpolate(trained[name][0].model.cpu(), x1, x2, [0.4])
         shown = page.evaluate(
-            """name => { const c = $('blend-' + name).getContext('2d').getImageData(0, 0, 57, 28).data;
-                         return Array.from({length: 57 * 28}, (_, i) => c[4 * i] / 255) }""",
+            """name => { const c = $('blend-' + name).getContext('2d').getImageData(0, 0, 86, 28).data;
+                         return Array.from({length: 86 * 28}, (_, i) => c[4 * i] / 255) }""",
             name,
         )
-        shown = np.array(shown).reshape(28, 57)
+        shown = np.array(shown).reshape(28, 86)
+        codes = page.evaluate(
+            """name => { const { net, codes, style } = panels.find(p => p.model.name === name);
+                         const width = data.pairs.width, at = n => codes.subarray((63 + n) * width, (64 + n) * width);
+                         const first = at(20), second = at(0);
+                         const line = second.map((v, j) => .4 * first[j] + .6 * v);
+                         return [at(8), line].map(h => Array.from(decoder(net, h, style))) }""",
+            name,
+        )
+        for drawn, decoded in zip(codes, (way.x_blend, way.x_linear)):
+            assert np.abs(np.array(drawn) - decoded.flatten().numpy()).max() < GREY
         # a canvas rounds to whole greys: half a grey more than the computed value may be off
-        assert np.abs(shown[:, :28] - way.x_blend[0, 0, 0].numpy()).max() < 1.5 * GREY
-        assert np.abs(shown[:, 29:] - way.x_linear[0, 0, 0].numpy()).max() < 1.5 * GREY
+        blend = (0.4 * x1 + 0.6 * x2)[0, 0].numpy()
+        for left, image in (
+            (0, blend),
+            (29, way.x_blend[0, 0, 0].numpy()),
+            (58, way.x_linear[0, 0, 0].numpy()),
+        ):
+            assert np.abs(shown[:, left : left + 28] - image).max() < 1.5 * GREY
 
 
 def test_a_slider_moves_the_face_by_mouse_and_by_key(page):
@@ -95,6 +111,93 @@ def test_a_slider_moves_the_face_by_mouse_and_by_key(page):
     page.wait_for_timeout(300)
     assert pixels(page, "face") != walking
     page.click("#walk")
+
+
+def test_every_slider_moves_the_face_and_only_its_own_unit(page):
+    sliders, mean = page.locator("#units input"), pixels(page, "face")
+    assert sliders.count() == len(page.evaluate("face.units.map(u => u.unit)")) == 20
+    for k in range(20):
+        sliders.nth(k).fill("2")
+        assert pixels(page, "face") != mean
+        values = page.evaluate("Array.from(document.querySelectorAll('#units input'), i => +i.value)")
+        assert values == [2.0 if i == k else 0.0 for i in range(20)]
+        unit = int(sliders.nth(k).get_attribute("id").removeprefix("unit-"))
+        assert page.evaluate("Array.from(z)") == [2.0 if j == unit else 0.0 for j in range(20)]
+        sliders.nth(k).fill("0")
+        assert pixels(page, "face") == mean
+    kl = page.evaluate("face.units.map(u => u.kl)")
+    assert kl == sorted(kl, reverse=True)
+
+
+def drag(page, selector):
+    """(start, end) in ms of each frame drawn while the mouse drags a slider from end to end."""
+    slider = page.locator(selector).first
+    slider.scroll_into_view_if_needed()
+    slider.evaluate("""input => {  // listeners before and after the one that draws
+      window.frames_drawn = []; let start = 0;
+      document.addEventListener("input", () => start = performance.now(), true);
+      input.addEventListener("input", () => frames_drawn.push([start, performance.now()])); }""")
+    box = slider.bounding_box()
+    y = box["y"] + box["height"] / 2
+    page.mouse.move(box["x"] + 5, y)
+    page.mouse.down()
+    for k in range(60):
+        page.mouse.move(box["x"] + 5 + (box["width"] - 10) * k / 59, y)
+    page.mouse.up()
+    return np.array(page.evaluate("frames_drawn"))
+
+
+def test_dragging_draws_thirty_frames_a_second(page):
+    frames = drag(page, "#units input")
+    assert len(frames) > 30 and (len(frames) - 1) / (frames[-1, 1] - frames[0, 1]) >= 0.03
+    frames = drag(page, "#alpha")  # its 20 steps come as slowly as the mouse moves
+    assert len(frames) > 15 and np.diff(frames).mean() < 1000 / 30
+
+
+def test_the_pair_sweeps_until_it_is_stopped(page):
+    before = page.locator("#alpha").input_value()
+    page.click("#sweep")
+    page.wait_for_function("before => $('alpha').value !== before", arg=before)
+    page.click("#sweep")
+    kept = page.locator("#alpha").input_value()
+    page.wait_for_timeout(300)
+    assert page.locator("#alpha").input_value() == kept
+
+
+CONTRAST = """() => {
+  const linear = v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4;
+  const light = rgb => {
+    const [r, g, b] = rgb.match(/[\\d.]+/g).map(v => linear(v / 255));
+    return .2126 * r + .7152 * g + .0722 * b;
+  };
+  const page = light(getComputedStyle(document.body).backgroundColor);
+  return Math.min(...[...document.querySelectorAll("h1, h2, h3, p, label, .soft")].map(e => {
+    const ink = light(getComputedStyle(e).color);
+    return (Math.max(ink, page) + .05) / (Math.min(ink, page) + .05);
+  }));
+}"""
+NAMES = """() => [...document.querySelectorAll("canvas, input, button, select")].map(
+  e => e.ariaLabel || e.textContent || [...(e.labels || [])].map(l => l.textContent).join(""))"""
+SEEN = """() => {
+  const c = $("map").getContext("2d").getImageData(0, 0, 900, 900).data, seen = new Set();
+  const hex = v => v.toString(16).padStart(2, "0");
+  for (let i = 0; i < c.length; i += 4) seen.add("#" + hex(c[i]) + hex(c[i + 1]) + hex(c[i + 2]));
+  return [...seen];
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_is_accessible(page, scheme):
+    page.emulate_media(color_scheme=scheme)
+    assert page.evaluate(CONTRAST) >= 4.5
+    assert all(name.strip() for name in page.evaluate(NAMES))
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_the_map_has_the_digits_colours_of_the_notebooks(page):
+    assert page.evaluate("map.colours") == plots.DIGITS
+    drawn = page.evaluate(SEEN)
+    assert {colour.lower() for colour in plots.DIGITS} <= set(drawn)
 
 
 def test_alpha_moves_both_models_and_ends_agree(page):
