@@ -152,4 +152,5 @@ def digit_map(points, labels, ax=None, title=None):
         ax.text(x, y, str(digit), ha="center", va="center", weight="bold",
                 bbox={"boxstyle": "circle,pad=0.15", "fc": "white", "ec": "none", "alpha": 0.8})  # fmt: skip
     ax.set(xticks=[], yticks=[], title=title)
+    ax.spines[:].set_visible(False)
     return ax
