@@ -6,7 +6,6 @@ from base64 import b64encode
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from cycler import cycler
 from IPython.display import Markdown, display
 from matplotlib.colors import ListedColormap
 from PIL import Image
@@ -45,10 +44,7 @@ LABELS = {
     "dae": "denoising AE",
     "vae": "VAE",
 }
-
-
-# what is no model is grey
-NEUTRAL = cycler(color=["#222222", "#777777", "#AAAAAA"])
+NEUTRAL = plt.cycler(color=["#222222", "#777777", "#AAAAAA"])  # what is no model is grey
 
 
 def style():

@@ -17,8 +17,6 @@ dask = pytest.importorskip("dask")
 distributed = pytest.importorskip("distributed")
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
 SMALL = {"penalty": "l1", "lam": 0.001, "latent_dim": 16, "epochs": 3, "batch_size": 32, "lr": 4e-3}
-
-
 LOOPBACK = {"n_workers": 2, "threads_per_worker": 1, "host": "127.0.0.1", "dashboard_address": None}
 slow = pytest.mark.skipif(not os.environ.get("AEUTILS_SLOW"), reason="two minutes: make faults")
 
@@ -61,24 +59,14 @@ def test_a_killed_worker_loses_nothing_and_nothing_is_trained_twice(cluster, tmp
         mine, theirs = (read_checkpoint(p)[0] for p in (tmp_path / "alone" / path.name, path))
         assert all(torch.equal(mine[name], theirs[name]) for name in mine)
     assert all(done.reused for _, done in reference.train(tasks, folder, cluster.scheduler_address))
-    assert capsys.readouterr().out.count("there") >= len(
-        tasks
-    )  # one more where the killed worker had just ended
+    there = capsys.readouterr().out.count("there")
+    assert there >= len(tasks)  # one more where the killed worker had just ended
 
 
 def test_where_no_scheduler_answers_the_command_says_so(tmp_path, capsys):
-    arguments = [
-        "--seeds",
-        "0",
-        "--lam",
-        "0.1",
-        "--output",
-        str(tmp_path),
-        "--scheduler",
-        "tcp://127.0.0.1:9",
-    ]
+    study = f"--seeds 0 --lam 0.1 --scheduler tcp://127.0.0.1:9 --output {tmp_path}"
     with dask.config.set({"distributed.comm.timeouts.connect": "1s"}):
-        assert cli.command_line(["reference", *arguments]) == 1
+        assert cli.command_line(["reference", *study.split()]) == 1
     error = capsys.readouterr().err
     assert error.startswith("Error: ") and "tcp://127.0.0.1:9" in error and "Traceback" not in error
 

@@ -23,6 +23,8 @@ from aeutils.course import reference as reference_run
 from aeutils.course import report, results, settings
 from aeutils.course.results import MIME, Results, load_reference, write_json
 from aeutils.course.settings import check_parameters, digit_configs, face_configs, folders_for, seeds_of
+from aeutils.data import load_frey_faces, split_frames
+from aeutils.faces import synthetic_faces
 from aeutils.training import AutoencoderConfig, load_or_train
 
 
@@ -357,6 +359,32 @@ def test_what_pandas_writes_becomes_valid_html(tmp_path):
     assert 'border="1" is text' in body and "<td>2</td>" in body
 
 
+def test_a_report_shows_a_run_before_the_reference():
+    def entry(value):
+        return {"value": value, "ci95": [value - 0.001, value + 0.001]}
+
+    here = {"01.ae.test_mse": entry(0.1), "01.cae.test_mse": entry(0.3), "04.vae.psnr_db": entry(31.0)}
+    there = {"01.ae.test_mse": entry(0.2), "04.vae.psnr_db": entry(32.0)}
+    codes, faces = report.key_figures(here, there)
+    row = re.search(r"<tr><td>test MSE</td>.*?</tr>", codes)[0]
+    shown = ["0.10000 [0.09900, 0.10100]", "–", "0.30000 [0.29900, 0.30100]"]
+    assert re.findall(r"<td>(.*?)</td>", row) == ["test MSE", *shown, "0.20000 [0.19900, 0.20100]", "–", "–"]
+    assert "<td>31.0 [31.0, 31.0]</td><td>32.0 [32.0, 32.0]</td>" in faces
+    found = {
+        "claim": "a",
+        "contrast": "b",
+        "verdict": "refuted",
+        "effect": -2.0,
+        "ci95": [-3.0, -1.0],
+        "n": 5,
+    }
+    body = report.verdicts_table({"E1": found}, {"E1": {"verdict": "supported"}})
+    cells = ["E1", "a", "refuted", "supported", "-2", "[-3, -1]", "5", "b"]
+    assert re.findall(r"<td>(.*?)</td>", body) == cells
+    nothing = found | {"effect": None, "ci95": None}
+    assert "<td>refuted</td><td>–</td><td>–</td><td>–</td>" in report.verdicts_table({"E1": nothing}, {})
+
+
 def test_settings():
     assert seeds_of(3, 2) == [3, 4]
     assert folders_for("some/folder")[0].as_posix() == "some/folder" and len(folders_for("some/folder")) == 1
@@ -405,6 +433,19 @@ def test_the_reference_trains_on_no_validation_image(monkeypatch):
         train, val = reference_run.images_of(task.config.data, task.n_train)
         assert train.tolist() == list(range(55_000)) and val.tolist() == list(range(55_000, 60_000))
     reference_run.images_of.cache_clear()
+
+
+def test_faces_are_split_as_a_configuration_says():
+    drawn = load_frey_faces(source="synthetic").images
+    independent = synthetic_faces(len(drawn), 3, independent=True)[0]
+    for data, images, split in (
+        ("synthetic/blocks-3", drawn, ("blocks", 3)),
+        ("synthetic/random-0", drawn, ("random", 0)),
+        ("independent/random-3", independent, ("random", 3)),
+    ):
+        train, val = reference_run.images_of(data, None)
+        index = split_frames(len(images), *split)
+        assert torch.equal(train, images[index.train]) and torch.equal(val, images[index.val])
 
 
 def test_the_plain_faces_differ_from_the_vae_in_nothing_but_the_price_of_the_code():

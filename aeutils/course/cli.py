@@ -181,7 +181,7 @@ def bench(output, rounds):
 @click.option(
     "--scheduler",
     metavar="ADDRESS",
-    help="A Dask scheduler, tcp://host:port, whose workers train; pip install aeutils[cluster].",
+    help="A Dask scheduler, tcp://host:port, whose workers train; pip install distributed.",
 )
 @click.option(
     "--seeds", metavar="LIST", help="A study of its own: these training seeds, such as 0-19 or 0,3,7."
@@ -230,7 +230,7 @@ def whole_numbers(text):
         first, last = (int(end or ends[1]) for end in ends.groups()) if ends else (1, 0)
         if last < first or last - first > 9999:
             raise ValueError(
-                f"--seeds is {text!r}; it must be whole numbers and ranges, such as 0-19 or 0,3,7."
+                f"--seeds is {text!r}; it must be whole numbers and ranges of at most 10,000, such as 0-19 or 0,3,7."
             )
         found += range(first, last + 1)
     return list(dict.fromkeys(found))

@@ -43,6 +43,12 @@ def figure(entry, decimals):
     return f"{entry['value']:.{decimals}f}{ends}"
 
 
+def measured(found):
+    """(effect, interval, number of seeds) of a verdict, in text."""
+    effect = "–" if found["effect"] is None else f"{found['effect']:.3g}"
+    return effect, "[{:.3g}, {:.3g}]".format(*found["ci95"]) if found["ci95"] else "–", str(found["n"])
+
+
 def results_tables(reference):
     """The Markdown between the README's markers."""
     metrics, lines = reference["metrics"], []
@@ -71,14 +77,7 @@ def results_tables(reference):
     lines += ["", "| claim of the course | contrast | effect | 95 % interval | seeds | verdict |"]
     lines += ["| --- | --- | --- | --- | --- | --- |"]
     for name, found in sorted(reference["verdicts"].items()):
-        interval = "[{:.3g}, {:.3g}]".format(*found["ci95"]) if found["ci95"] else "–"
-        row = (
-            f"{name}: {found['claim']}",
-            found["contrast"],
-            f"{found['effect']:.3g}",
-            interval,
-            str(found["n"]),
-        )
+        row = (f"{name}: {found['claim']}", found["contrast"], *measured(found))
         lines.append(f"| {' | '.join(row)} | **{found['verdict']}** |")
     return "\n".join(lines)
 

@@ -16,7 +16,7 @@ from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from pygments.formatters import HtmlFormatter
 
-from aeutils.course.readme import CHOSEN, CODES, FACE, figure
+from aeutils.course.readme import CHOSEN, CODES, FACE, figure, measured
 from aeutils.course.results import compare, load_reference
 from aeutils.data import write_atomically
 
@@ -29,9 +29,8 @@ PLAIN = (  # what latex2mathml does not know, as what it does
     (r"\\operatorname\*", r"\\operatorname"),
     (r"\\arg\b", r"\\operatorname{arg}"),
 )
-OBSOLETE = re.compile(
-    r"""<style.*?</style>| (?:border|halign|valign)="\w+"(?=[^<]*>)""", re.S
-)  # of pandas and IPython
+# of pandas and IPython
+OBSOLETE = re.compile(r"""<style.*?</style>| (?:border|halign|valign)="\w+"(?=[^<]*>)""", re.S)
 STYLE = Path(__file__).with_name("report.css")
 
 
@@ -196,38 +195,28 @@ def index_html(metrics, chapters):
 
 def verdicts_table(verdicts, reference):
     """The verdicts of a run, each beside the reference run's."""
-    rows = []
-    for name, found in sorted(verdicts.items()):
-        ends = "[{:.3g}, {:.3g}]".format(*found["ci95"]) if found["ci95"] else "–"
-        effect = "–" if found["effect"] is None else f"{found['effect']:.3g}"
-        there = reference.get(name, {}).get("verdict", "–")
-        rows.append(
-            (name, found["claim"], found["verdict"], there, effect, ends, found["n"], found["contrast"])
-        )
     head = ("", "claim", "this run", "reference run", "effect", "95 % interval", "seeds", "contrast")
+    rows = [
+        (name, found["claim"], found["verdict"], reference.get(name, {}).get("verdict", "–"))
+        + (*measured(found), found["contrast"])
+        for name, found in sorted(verdicts.items())
+    ]
     return table(head, rows)
 
 
 def key_figures(metrics, reference):
     """The README's rows from a run's metrics, beside the reference run's."""
-    models = ("ae", "sae", "cae")
-    codes = [
-        (
-            row,
-            *(
-                figure(found.get(key.format(model)), digits)
-                for found in (metrics, reference)
-                for model in models
-            ),
-        )
-        for row, (key, digits) in CODES.items()
-    ]
-    faces = [
-        (row, figure(metrics.get(key), digits), figure(reference.get(key), digits))
-        for row, (key, digits) in FACE.items()
-    ]
-    head = [*(m.upper() for m in models), *(f"{m.upper()}, reference run" for m in models)]
-    return table(("digits", *head), codes), table(("faces", "VAE, this run", "reference run"), faces)
+
+    def both(key, decimals):
+        return [figure(found.get(key), decimals) for found in (metrics, reference)]
+
+    codes = []
+    for row, (key, decimals) in CODES.items():
+        here, there = zip(*(both(key.format(model), decimals) for model in ("ae", "sae", "cae")))
+        codes.append((row, *here, *there))
+    faces = [(row, *both(key, decimals)) for row, (key, decimals) in FACE.items()]
+    head = ("digits", "AE", "SAE", "CAE", *(f"{model}, reference run" for model in ("AE", "SAE", "CAE")))
+    return table(head, codes), table(("faces", "VAE, this run", "reference run"), faces)
 
 
 def table(head, rows):
