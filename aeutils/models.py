@@ -35,7 +35,7 @@ class Encoder(nn.Module):
     """
 
     def __init__(
-        self, out_dim, widths=(8, 16, 32), size=(28, 28), norm_from=1, dropout=0.0, activation=nn.ReLU
+        self, out_dim, widths=(8, 16, 16), size=(28, 28), norm_from=1, dropout=0.0, activation=nn.ReLU
     ):
         super().__init__()
         self.levels = nn.ModuleList(
@@ -74,7 +74,7 @@ class Decoder(nn.Module):
     def __init__(
         self,
         latent_dim,
-        widths=(8, 16, 32),
+        widths=(8, 16, 16),
         size=(28, 28),
         channels=1,
         norm_from=1,
@@ -121,7 +121,7 @@ class Autoencoder(nn.Module):
     Shapes: x and x_hat (B, 1, H, W) in [0, 1], h (B, latent_dim). Raises ValueError on an unknown code.
     """
 
-    def __init__(self, latent_dim=256, widths=(8, 16, 32), code="sigmoid", size=(28, 28), skips=False):
+    def __init__(self, latent_dim=256, widths=(8, 16, 16), code="sigmoid", size=(28, 28), skips=False):
         super().__init__()
         if code not in CODES:
             raise ValueError(f"code is {code!r}; it must be one of {', '.join(CODES)}.")

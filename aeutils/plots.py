@@ -41,7 +41,7 @@ LABELS = {
     "ae": "AE",
     "sae": "SAE",
     "cae": "CAE",
-    "dae": "denoising AE",
+    "dae": "DAE",
     "vae": "VAE",
 }
 NEUTRAL = plt.cycler(color=["#222222", "#777777", "#AAAAAA"])  # what is no model is grey

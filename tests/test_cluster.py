@@ -111,11 +111,17 @@ def test_checkpoints_of_workers_with_folders_of_their_own_come_home(monkeypatch,
     assert len(list((tmp_path / "home").iterdir())) == 2
 
 
+def mse(model, x):
+    return (model(x) - x).square().mean().item()
+
+
 def test_a_study_has_a_row_for_every_penalty_strength_and_seed(monkeypatch, tmp_path):
     small = {"latent_dim": 8, "epochs": 1, "n_train": 1024}
     monkeypatch.setattr(reference.runner, "defaults", lambda path: small)
     monkeypatch.setattr(
-        reference, "path_point", lambda model, x: {"val_mse": (model(x) - x).square().mean().item()}
+        reference,
+        "path_point",
+        lambda model, images, _: {"val_mse": mse(model, images[-reference.VALIDATION :])},
     )
     monkeypatch.setattr(training, "check_alive", lambda *_: None)  # after eight steps all images look alike
     rows = reference.study([0, 3], [0.001, 0.002], tmp_path)

@@ -26,7 +26,7 @@ def test_levels_run_at_28_14_and_7_pixels_with_two_convolutions_each():
     assert [tuple(m.shape[1:]) for m in encoder.features(torch.rand(1, 1, 28, 28))] == [
         (8, 28, 28),
         (16, 14, 14),
-        (32, 7, 7),
+        (16, 7, 7),
     ]
     for level in (*encoder.levels, *decoder.levels):
         kernels = [m.kernel_size for m in level.modules() if isinstance(m, torch.nn.Conv2d)]
@@ -106,10 +106,10 @@ def test_initial_weights_have_the_variance_of_he():
     torch.manual_seed(0)
     model = Autoencoder(64)
     for layer, fan_in in [
-        (model.encoder.dense, 32 * 7 * 7),
+        (model.encoder.dense, 16 * 7 * 7),
         (model.decoder.dense, 64),
-        (model.encoder.levels[2][3], 32 * 9),
-        (model.decoder.ups[0], 32),  # stride 2: one weight of every channel reaches a pixel
+        (model.encoder.levels[2][3], 16 * 9),
+        (model.decoder.ups[0], 16),  # stride 2: one weight of every channel reaches a pixel
     ]:
         assert layer.weight.var().item() == pytest.approx(2 / fan_in, rel=0.1)
 

@@ -19,6 +19,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC as svm_of_scikit_learn
 from test_metrics import LinearGaussian
 
 from aeutils.course.results import Results
@@ -84,7 +85,7 @@ def test_labels_follow_their_images_and_no_test_image_reaches_the_training():
     mnist = SimpleNamespace(train_images=(labels / 10).view(-1, 1, 1, 1), train_labels=labels)
     mnist.test_images, mnist.test_labels = torch.full((40, 1, 1, 1), -1.0), labels[:40]
     asked = {}
-    names = ("seeds", "latent_dim", "lam_sae", "lam_cae", "epochs", "checkpoints", "device")
+    names = ("seeds", "latent_dim", "lam_sae", "lam_cae", "sigma_dae", "epochs", "checkpoints", "device")
     cell = run_cell(
         "03", "mnist = load_mnist()", load_mnist=lambda: mnist, say=said, VALIDATION=50, n_train=350,
         n_test=40, n_svm=100, digit_models=lambda *_, **kw: asked.update(kw) or {}, **dict.fromkeys(names, ()),
@@ -103,7 +104,7 @@ def test_digit_models_are_given_training_images_alone(number, line):
     def models(*_, **given):
         return asked.update(given) or {}
 
-    names = ("seeds", "latent_dim", "lam_sae", "lam_cae", "epochs", "checkpoints", "device")
+    names = ("seeds", "latent_dim", "lam_sae", "lam_cae", "sigma_dae", "epochs", "checkpoints", "device")
     run_cell(
         number, line, mnist=mnist, load_mnist=lambda: mnist, digit_models=models, say=said, n_train=350, n_test=40,
         settings=SimpleNamespace(digit_models=models), n_seeds=1, training={"n_train": 350},
@@ -227,7 +228,7 @@ def test_classifiers_are_fitted_on_training_codes_with_their_own_labels_and_test
         "03", 'n_fit = {"svm": n_svm, "logreg": len(x_train)}', n_svm=12, x_train=h, spaces=[("a", 0)],
         H={("a", 0): h}, H_test={("a", 0): h_test}, y_train=y_train, y_test=y_test, KINDS=kinds,
         best_C={("svm", "a"): 1.0, ("logreg", "a"): 1.0},
-        svm_predict=lambda classifier, h: classifier.predict(h),
+        svm_predict=lambda classifier, h: classifier.predict(h), each_case=functions("03", "each_case").each_case,
     )  # fmt: skip
     for kind, n in (("svm", 12), ("logreg", 30)):
         fitted = cell.classifiers[kind, "a", 0]
@@ -263,6 +264,7 @@ def test_noise_meets_test_images_and_the_scale_of_the_training_codes():
         noisy=drawn.noisy, sample=drawn.sample, y_noisy=drawn.y_noisy, KINDS=["svm"], H={("a", 0): h_test},
         H_test={("a", 0): h_test}, encoders={"a": [lambda x: x.flatten(1).numpy() + 7]},
         scale={("a", 0): lambda h: h - 7}, predict=lambda kind, name, i, h: drawn.y_noisy,
+        predicted={("svm", "a", 0): y_test},
     )  # fmt: skip
     assert cell.recoded["a", 0] == pytest.approx(drawn.noisy["gaussian", 0.3].flatten(1).numpy(), abs=1e-5)
     assert cell.moved["a", 0, "contrast", 0.5] == pytest.approx(1 / 12, rel=0.02)  # E[(x / 2)^2], x uniform
@@ -273,8 +275,55 @@ def test_the_area_under_the_noise_curve_is_a_mean_accuracy():
     levels = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
     robust = {("svm", "a", 0, "gaussian", s): 0.8 for s in levels}
     robust |= {("svm", "a", 1, "gaussian", s): 1 - 2 * s for s in levels}
-    known = {"robust": robust, "encoders": {"a": [0, 1]}, "LEVELS": {"gaussian": levels}}
-    assert functions("03", "curve", "area", **known).area("svm", "a") == pytest.approx([0.8, 0.5])
+    robust |= {("svm", "a", i, "shift", k): 1 - k / 4 for i in range(2) for k in (0, 1, 4)}
+    known = {"robust": robust, "encoders": {"a": [0, 1]}, "LEVELS": {"gaussian": levels, "shift": (0, 1, 4)}}
+    area = functions("03", "curve", "area", **known).area
+    assert area("svm", "a") == pytest.approx([0.8, 0.5])
+    assert area("svm", "a", "shift") == pytest.approx([0.5, 0.5])
+
+
+def test_the_svm_is_scikit_learns():
+    rng, y = np.random.default_rng(0), np.arange(600) % 10
+    h = (rng.normal(size=(10, 16))[y] + rng.normal(size=(600, 16))).astype(np.float32)
+    fast = run_cell("03", "    from sklearnex.svm import SVC").SVC
+    svm = functions("03", "make_svm", SVC=fast).make_svm(10.0, h).fit(h[:400], y[:400])
+    oracle = svm_of_scikit_learn(C=10.0, gamma=1 / 16).fit(h[:400], y[:400])
+    assert svm.intercept_ == pytest.approx(oracle.intercept_, abs=0.01)
+    assert (
+        svm.predict(h[400:]) == oracle.predict(h[400:])
+    ).sum() >= 199  # a vote on a border may go either way
+
+
+def test_a_recorded_study_of_widths_is_told_as_it_is():
+    wide = {"of_tau": 0.9, "active_share": 0.1, "logreg_C": 0.1, "knn5": 0.97, "lam": 0.1}
+    figures = {  # accuracy of the linear reader, of the SVM, under noise, dB
+        ("sae", 64): (0.95, 0.98, 0.6, 22.0), ("sae", 256): (0.97, 0.97, 0.5, 21.0),
+        ("cae", 64): (0.94, 0.96, 0.7, 25.0), ("cae", 256): (0.93, 0.96, 0.6, 24.0),
+        ("untrained", 64): (0.8, 0.9, 0.4, None), ("untrained", 256): (0.9, 0.9, 0.3, 99.0),
+    }  # fmt: skip
+    keys = ("logreg_accuracy", "svm_accuracy", "svm_noisy", "blend_db")
+    study = [wide | {"model": m, "latent_dim": d} | dict(zip(keys, row)) for (m, d), row in figures.items()]
+    shown, told = [], []
+    known = {"learned": ("ae", "sae", "cae", "dae"), "say": told.append}
+    known |= {"show": lambda fig, *_: shown.append(fig), "show_table": lambda _, rows: shown.extend(rows)}
+    cells = [source for source in sources("03") if "study" in source]
+    for recorded in ({"width_study": study}, {}):
+        space = imported("03") | known | {"load_reference": lambda recorded=recorded: recorded}
+        for source in cells:
+            exec(source, space)
+    figure, *rows = shown
+    blends = [line.get_label() for line in figure.axes[3].lines if np.isfinite(line.get_ydata()).any()]
+    plt.close("all")
+    assert len(rows) == 6 and {len(row) for row in rows} == {12} and blends == ["SAE", "CAE"]
+    frontier, wider, nothing = told
+    best = "Best for a linear reader: SAE of 256 units (error 3.00 %, 50.0 % under noise, blends 21.0 dB). "
+    best += "Best under noise: CAE of 64 units"
+    assert best in frontier and "costs 20.0 points under noise and 4.0 dB in blends" in frontier
+    assert "does best on SAE of 64 units" in frontier
+    assert frontier.endswith("in the other two: SAE of 64 units; CAE of 64 units; SAE of 256 units.")
+    assert "20.00 to 10.00 % (untrained encoder)" in wider
+    assert "for: untrained encoder, SAE; not for: CAE. Width alone" in wider
+    assert nothing == "The reference run has recorded no study of widths."
 
 
 def test_frames_of_the_three_parts_stay_in_their_places():

@@ -103,7 +103,8 @@ def test_lam_rises_in_the_loss_over_three_quarters_of_the_training(images, progr
 
 
 def test_the_loss_of_a_cae_of_one_unit_has_the_exact_jacobian(images):
-    config = dataclasses.replace(SMALL, penalty="contractive", lam=0.3, latent_dim=1, code="linear")
+    one_unit = {"penalty": "contractive", "lam": 0.3, "latent_dim": 1, "code": "linear"}
+    config = dataclasses.replace(SMALL, probe_share=1.0, **one_unit)
     torch.manual_seed(0)
     model = config.build((28, 28)).double().train()
     x = images[:8].double()
@@ -115,6 +116,20 @@ def test_the_loss_of_a_cae_of_one_unit_has_the_exact_jacobian(images):
     weight = model.encoder.dense.weight
     gradients = (torch.autograd.grad(value, weight)[0] for value in (loss, expected))
     torch.testing.assert_close(*gradients, rtol=1e-6, atol=1e-9)
+
+
+def test_a_probe_on_a_share_of_the_batches_is_unbiased(images):
+    config = dataclasses.replace(
+        SMALL, penalty="contractive", lam=0.3, latent_dim=1, code="linear", probe_share=0.25
+    )
+    torch.manual_seed(0)
+    model, generator = config.build((28, 28)).train(), torch.Generator().manual_seed(0)
+    found = torch.stack([config.loss(model, images[:4], generator)[1]["penalty"] for _ in range(400)])
+    stats = model.reconstruct(images[:4])[2]
+    exact = jacobian_frobenius(lambda x: model.encode(x, stats), images[:4]).mean()  # one unit: no variance
+    on = found > 0
+    torch.testing.assert_close(found[on], (exact / 0.25).expand(int(on.sum())), rtol=1e-3, atol=0)
+    assert abs(on.float().mean() - 0.25) < 4 * (0.25 * 0.75 / 400) ** 0.5
 
 
 def spy_on_batches(monkeypatch):
@@ -272,6 +287,8 @@ def test_every_setting_has_a_checkpoint_path_of_its_own(tmp_path):
         {"penalty": "l1"},
         {"penalty": "l1", "lam": 0.1},
         {"epochs": 4},
+        {"penalty": "contractive", "lam": 0.1},
+        {"penalty": "contractive", "lam": 0.1, "probe_share": 0.5},
     ]
     configs = [dataclasses.replace(SMALL, **setting) for setting in settings]
     assert len({checkpoint_path(config, tmp_path) for config in configs}) == len(settings)
@@ -349,7 +366,16 @@ def test_images_that_cannot_be_trained_on_are_refused(images, message):
 
 @pytest.mark.parametrize(
     "setting",
-    [{"penalty": "lasso"}, {"lam": -1}, {"epochs": 0}, {"batch_size": 0}, {"lr": 0.0}, {"code": "tanh"}],
+    [
+        {"penalty": "lasso"},
+        {"lam": -1},
+        {"epochs": 0},
+        {"batch_size": 0},
+        {"lr": 0.0},
+        {"code": "tanh"},
+        {"probe_share": 0.0},
+        {"probe_share": 1.5},
+    ],
 )
 def test_settings_that_make_no_sense_are_refused(setting):
     with pytest.raises(ValueError, match=next(iter(setting))):

@@ -17,9 +17,9 @@ from tqdm import tqdm
 from aeutils.course.results import write_json
 from aeutils.course.settings import digit_configs
 from aeutils.data import DATA, MNIST_FILES, load_mnist
-from aeutils.latent import encode_dataset
+from aeutils.latent import decode_dataset, encode_dataset
 from aeutils.losses import contractive_penalty, jacobian_frobenius
-from aeutils.training import VAEConfig, autocast
+from aeutils.training import AutoencoderConfig, VAEConfig, autocast, fit
 
 BATCH, STEPS, FEW = 128, 20, 16  # images a batch, steps a round, images of the exact penalties
 
@@ -107,7 +107,7 @@ def matrix_product(dtype, n=2048):
 def measure(rounds=5):
     """{name: {"median", "all", "unit"}} of images (or GFLOP) a second, the contestants taking turns."""
     images = load_mnist().train_images
-    configs = digit_configs(seed=0, latent_dim=256, lam_sae=0.045, lam_cae=0.033, epochs=1)
+    configs = digit_configs(seed=0, latent_dim=256, lam_sae=0.045, lam_cae=0.03, sigma_dae=0.25, epochs=1)
     faces, vae = torch.rand(400, 1, 28, 20), VAEConfig()
     model = configs["cae"].build((28, 28)).to(memory_format=torch.channels_last).eval()
     assert torch.allclose(
@@ -122,6 +122,7 @@ def measure(rounds=5):
             "AE, training": lambda: indexed(step["ae"], images),
             "SAE, training": lambda: indexed(step["sae"], images),
             "CAE, training": lambda: indexed(step["cae"], images),
+            "DAE, training": lambda: indexed(step["dae"], images),
             "AE, usual loop": usual_loop(trainer(configs["ae"], images, fast=False), folder),
             "VAE of faces, training": lambda: indexed(face_step, faces, vae.batch_size),
             "AE, encoding": lambda: len(encode_dataset(model, images[:5000])),
@@ -157,6 +158,21 @@ def flops_of_a_step(config, images):
     return counter.get_total_flops() / 1e9
 
 
+def time_to_error(target=0.005, epochs=(1, 2, 3, 4)):
+    """[{"epochs", "seconds", "test_mse"}] of whole AE trainings, longer and longer until one reaches the test MSE."""
+    mnist, rows = load_mnist(), []
+    for n in epochs:
+        start = time.perf_counter()
+        model, _ = fit(AutoencoderConfig(epochs=n), mnist.train_images, progress=False)
+        seconds, x = time.perf_counter() - start, mnist.test_images
+        error = (decode_dataset(model, encode_dataset(model, x)) - x).square().mean().item()
+        rows.append({"epochs": n, "seconds": seconds, "test_mse": error})
+        print(f"AE, {n} epochs: test MSE {error:.5f} after {seconds:.0f} s of training", flush=True)
+        if error <= target:
+            break
+    return rows
+
+
 def write(output, rounds=5):
     """Measure, print a table, write OUTPUT/bench.json and OUTPUT/bench.png; return the folder."""
     import matplotlib.pyplot as plt
@@ -167,7 +183,7 @@ def write(output, rounds=5):
     for name, row in found.items():
         spread = f"{min(row['all']):,.0f} to {max(row['all']):,.0f}"
         print(f"{name:28}{row['median']:12,.1f} {row['unit']:9} ({spread})")
-    ae = digit_configs(seed=0, latent_dim=256, lam_sae=0.0, lam_cae=0.0, epochs=1)["ae"]
+    ae = digit_configs(seed=0, latent_dim=256, lam_sae=0.0, lam_cae=0.0, sigma_dae=0.0, epochs=1)["ae"]
     gflops = flops_of_a_step(ae, load_mnist().train_images[:BATCH]) * median["AE, training"] / BATCH
     ratios = {
         "AE training over the usual loop": median["AE, training"] / median["AE, usual loop"],
@@ -183,7 +199,11 @@ def write(output, rounds=5):
         "rounds": rounds,
         "batch": BATCH,
     }
-    write_json(folder / "bench.json", {"settings": settings, "speeds": found, "ratios": ratios})
+    trained = time_to_error()
+    write_json(
+        folder / "bench.json",
+        {"settings": settings, "speeds": found, "ratios": ratios, "time_to_error": trained},
+    )
     names = [name for name in found if "product" not in name]
     fig, ax = plt.subplots(figsize=(8, 3.6), layout="constrained")
     ax.barh(names, [median[name] for name in names], color="#0072B2")

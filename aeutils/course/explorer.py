@@ -71,7 +71,7 @@ def face(parameters):
 def blends_and_map(parameters, n_pairs, n_map):
     """SAE's and CAE's decoders with the codes of the pairs' pixel blends, and t-SNE maps of all three models' codes."""
     mnist = load_mnist()
-    names = ("latent_dim", "lam_sae", "lam_cae", "epochs", "n_train", "checkpoints", "device")
+    names = ("latent_dim", "lam_sae", "lam_cae", "sigma_dae", "epochs", "n_train", "checkpoints", "device")
     setting = {name: parameters[name] for name in names}
     trained = digit_models(
         ("ae", "sae", "cae"), seeds=[parameters["seed"]], images=mnist.train_images, **setting

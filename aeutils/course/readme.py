@@ -7,8 +7,9 @@ from aeutils.data import DATA
 
 README = DATA.parent / "README.md"
 PICTURES = DATA.parent / "notebooks" / "pictures"
-CHOSEN = {"01": "1.18", "02": "2.1", "03": "3.7", "04": "4.15"}  # the figure that stands for each notebook
+CHOSEN = {"01": "1.18", "02": "2.1", "03": "3.8", "04": "4.15"}  # the figure that stands for each notebook
 
+MODELS = ("ae", "sae", "cae", "dae")
 CODES = {  # row: (metric of notebooks 01 to 03, decimals)
     "test MSE": ("01.{}.test_mse", 5),
     "share of active units": ("01.{}.active_share", 3),
@@ -52,9 +53,9 @@ def measured(found):
 def results_tables(reference):
     """The Markdown between the README's markers."""
     metrics, lines = reference["metrics"], []
-    lines += ["| digits | AE | SAE | CAE |", "| --- | --- | --- | --- |"]
+    lines += [f"| digits | {' | '.join(model.upper() for model in MODELS)} |", "| --- " * 5 + "|"]
     for row, (key, decimals) in CODES.items():
-        cells = (figure(metrics.get(key.format(model)), decimals) for model in ("ae", "sae", "cae"))
+        cells = (figure(metrics.get(key.format(model)), decimals) for model in MODELS)
         lines.append(f"| {row} | {' | '.join(cells)} |")
     lines += ["", "| faces, random split | VAE, 20 units |", "| --- | --- |"]
     lines += [f"| {row} | {figure(metrics.get(key), decimals)} |" for row, (key, decimals) in FACE.items()]

@@ -17,17 +17,24 @@ import nbformat
 import torch
 from nbclient import NotebookClient
 from scipy import stats
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
+
+try:
+    from sklearnex.svm import SVC
+except ImportError:  # no wheels for ARM: the same machine, fitted more slowly
+    from sklearn.svm import SVC
 
 from aeutils.course import report, runner
 from aeutils.course.readme import write_readme
-from aeutils.course.results import REFERENCE, write_json
+from aeutils.course.results import REFERENCE, load_reference, write_json
 from aeutils.course.runner import RunFailed
-from aeutils.course.settings import VALIDATION, digit_configs, face_configs, seeds_of
-from aeutils.data import DATA, load_frey_faces, load_mnist, split_frames, write_atomically
+from aeutils.course.settings import READ, VALIDATION, digit_configs, face_configs, seeds_of
+from aeutils.data import DATA, corrupt, load_frey_faces, load_mnist, split_frames, write_atomically
 from aeutils.faces import synthetic_faces
-from aeutils.latent import decode_dataset, encode_dataset
-from aeutils.losses import contractive_penalty
-from aeutils.metrics import active_share, jacobian_over_variance
+from aeutils.latent import decode_dataset, different_pairs, encode_dataset, interpolate
+from aeutils.losses import contractive_penalty, l1_sparsity
+from aeutils.metrics import active_share, jacobian_over_variance, knn_accuracy, psnr
 from aeutils.training import SHIPPED, AutoencoderConfig, VAEConfig, checkpoint_path, load_or_train
 
 SEEDS = 5
@@ -42,8 +49,14 @@ RETRAINED = 3  # seeds of a full run, which the tolerance is for
 FALSE_ALARM = 0.05  # of a whole full run
 PATH = {  # penalty: {lam: seeds}; several seeds where the bound is near
     "none": {0.0: 5},
-    "l1": {0.042: 5, 0.043: 5, 0.12: 1},
-    "contractive": {0.034: 5, 0.038: 5, 0.1: 1},
+    "l1": {0.01: 1, 0.02: 1, 0.045: 5, 0.05: 5, 0.09: 1, 0.18: 1},
+    "contractive": {0.003: 1, 0.01: 1, 0.03: 5, 0.034: 5, 0.1: 1, 0.3: 1},
+    "denoising": {0.1: 1, 0.2: 1, 0.25: 5, 0.3: 5, 0.5: 1},
+}
+WIDTHS = {  # units: {penalty: strengths tried}, one seed; None: the strength of the headline models
+    64: {"l1": (0.06, 0.1), "contractive": (0.03, 0.06)},
+    256: {"l1": None, "contractive": None},
+    1024: {"l1": (0.02, 0.03), "contractive": (0.003, 0.01)},
 }
 MACHINES = (  # what another machine may change: the number of threads, the processor's instructions
     {"OMP_NUM_THREADS": "2"},
@@ -56,7 +69,7 @@ MACHINES = (  # what another machine may change: the number of threads, the proc
     },
 )
 STUDIED = ("vae.", "ae.", "ceiling.", "known.")  # the metrics of a face study that are kept
-TRAINED = ("ae", "sae", "cae", "vae", "known")  # models whose weights differ by the number of threads
+TRAINED = ("ae", "sae", "cae", "dae", "vae", "known")  # models whose weights differ by the number of threads
 TAU = 1.25  # times the AE's validation MSE is what a penalty may cost
 FLOORS = {"dB": 0.1, "": 0.005, "MSE": 5e-4, "%": 0.5, "bits/dim": 0.02, "nats": 2.0}  # absolute, by unit
 
@@ -104,7 +117,8 @@ def perform(task, folder):
     trained = load_or_train(task.config, train_images, val_images, folders=[folder])
     figures = {"val": trained.history[-1]["val"]}
     if task.measured:
-        figures |= path_point(trained.model.cpu(), val_images)
+        mnist = load_mnist()
+        figures |= path_point(trained.model.cpu(), mnist.train_images, mnist.train_labels)
     checkpoint = checkpoint_path(task.config, folder).read_bytes()
     return Done(checkpoint, time.monotonic() - start, trained.reused, figures)
 
@@ -160,7 +174,7 @@ def reference_tasks():
 
 def digit_tasks(parameters):
     for seed in seeds_of(0, SEEDS):
-        names = ("latent_dim", "lam_sae", "lam_cae", "epochs")
+        names = ("latent_dim", "lam_sae", "lam_cae", "sigma_dae", "epochs")
         configs = digit_configs(seed=seed, **{name: parameters[name] for name in names})
         yield from (Task(name, config, parameters["n_train"]) for name, config in configs.items())
 
@@ -206,7 +220,8 @@ def lambda_path(folder=Path("runs") / "reference" / "path"):
     `of_tau` is the error over tau, each seed by the AE of that seed, so that points of few seeds compare.
     """
     parameters = runner.defaults(next(runner.NOTEBOOKS.glob("01_*.ipynb")))
-    images, rows = load_mnist().train_images, []
+    mnist, rows = load_mnist(), []
+    images, labels = mnist.train_images, mnist.train_labels
     train_images, x = images[: parameters["n_train"]], images[-VALIDATION:]
     for penalty, points in PATH.items():
         for lam, n_seeds in points.items():
@@ -220,10 +235,10 @@ def lambda_path(folder=Path("runs") / "reference" / "path"):
                 )
                 for seed in range(n_seeds)
             ]
-            found = [
-                path_point(load_or_train(config, train_images, x, folders=[SHIPPED, folder]).model.cpu(), x)
-                for config in configs
+            trained = [
+                load_or_train(config, train_images, x, folders=[SHIPPED, folder]) for config in configs
             ]
+            found = [path_point(t.model.cpu(), images, labels) for t in trained]
             if penalty == "none":
                 taus = [TAU * point["val_mse"] for point in found]
             for point, tau in zip(found, taus):
@@ -234,14 +249,91 @@ def lambda_path(folder=Path("runs") / "reference" / "path"):
     return rows
 
 
-def path_point(model, x):
-    """Error, activity and relative sensitivity of one model on the images x."""
-    h, generator = encode_dataset(model, x), torch.Generator().manual_seed(0)
-    norms = [contractive_penalty(model.encode, part, 16, generator).detach() for part in x[:1000].split(250)]
+def path_point(model, images, labels):
+    """What one model costs and does, on the validation images, the last of the training images.
+
+    Its classifiers, logistic regression and an RBF SVM, learn from the first READ training codes.
+    """
+    x, y = images[-VALIDATION:], labels[-VALIDATION:]
+    h, h_read, generator = encode_dataset(model, x), encode_dataset(model, images[:READ]), torch.Generator()
+    generator.manual_seed(0)
+    norms = torch.stack(
+        [contractive_penalty(model.encode, part, 16, generator).detach() for part in x[:1000].split(250)]
+    )
+    mean, scale = h_read.mean(0), h_read.var(0).mean().sqrt()
+    readers = {"logreg": LogisticRegression(C=0.1, max_iter=500), "svm": SVC(C=10, gamma=1 / h.shape[1])}
     return {
         "val_mse": (decode_dataset(model, h) - x).square().mean().item(),
         "active_share": active_share(h, h.abs().amax(0)),
-        "jacobian_over_variance": jacobian_over_variance(torch.stack(norms), h),
+        "jacobian_over_variance": jacobian_over_variance(norms, h),
+        "l1": l1_sparsity(h).item(),
+        "squared_jacobian": norms.mean().item(),
+        "code_scale": h.var(0).sum().sqrt().item(),
+    } | {
+        f"{name}_accuracy": reader.fit((h_read - mean) / scale, labels[:READ]).score((h - mean) / scale, y)
+        for name, reader in readers.items()
+    }
+
+
+def width_study(folder=Path("runs") / "reference" / "path"):
+    """What width buys: a row for the untrained encoder, AE, SAE and CAE of every width, seed 0, on test images.
+
+    Of the strengths tried, the largest whose validation MSE is at most tau = TAU times the AE's is taken, the smallest
+    where none is. The row of the untrained encoder has no error and no blends.
+    """
+    parameters, rows = runner.defaults(next(runner.NOTEBOOKS.glob("01_*.ipynb"))), []
+    headline = {"l1": (parameters["lam_sae"],), "contractive": (parameters["lam_cae"],)}
+    images = load_mnist().train_images
+    train_images, x = images[: parameters["n_train"]], images[-VALIDATION:]
+    for latent_dim, tried in WIDTHS.items():
+        common = {"latent_dim": latent_dim, "epochs": parameters["epochs"]}
+        torch.manual_seed(0)  # as training does
+        best = {"untrained": (0.0, None, AutoencoderConfig(**common).build(images.shape[-2:]).eval())}
+        for penalty, name in (("none", "ae"), ("l1", "sae"), ("contractive", "cae")):
+            strengths = (0.0,) if penalty == "none" else tried[penalty] or headline[penalty]
+            for lam in sorted(strengths):
+                config = AutoencoderConfig(penalty=penalty, lam=lam, **common)
+                trained = load_or_train(config, train_images, x, folders=[SHIPPED, folder])
+                error = trained.history[-1]["val"]
+                if name not in best or error <= TAU * best["ae"][1]:
+                    best[name] = lam, error, trained.model.cpu()
+        for name, (lam, error, model) in best.items():
+            found = {"latent_dim": latent_dim, "model": name, "lam": lam} | read_width(model)
+            if error is None:
+                found.pop("blend_db")
+            else:
+                found |= {"val_mse": error, "of_tau": error / (TAU * best["ae"][1])}
+            rows.append(found)
+            print(
+                *(f"{value:>12.5g}" if name != "model" else f"{value:>12}" for name, value in found.items())
+            )
+    return rows
+
+
+def read_width(model):
+    """What is read from one model's codes of the test images, by classifiers of all the training codes."""
+    mnist = load_mnist()
+    x_test, y, y_test = mnist.test_images, mnist.train_labels.numpy(), mnist.test_labels.numpy()
+    noisy = corrupt(x_test, "gaussian", 0.3, torch.Generator().manual_seed(0))
+    h, h_test, h_noisy = (encode_dataset(model, images) for images in (mnist.train_images, x_test, noisy))
+    mean, scale = h.mean(0), h.var(0).mean().sqrt()
+    u, u_test, u_noisy = (((codes - mean) / scale).numpy() for codes in (h, h_test, h_noisy))
+    search = GridSearchCV(
+        LogisticRegression(tol=1e-3, max_iter=500), {"C": [0.003, 0.01, 0.03, 0.1, 0.3]}, cv=3
+    )
+    C = search.fit(u[:20_000], y[:20_000]).best_params_["C"]
+    linear = LogisticRegression(C=C, tol=1e-3, max_iter=500).fit(u, y)
+    svm = SVC(C=10, gamma=1 / u.shape[1], cache_size=1000).fit(u, y)
+    pairs = different_pairs(mnist.test_labels, 1000)
+    path = interpolate(model, x_test[pairs[:, 0]], x_test[pairs[:, 1]], [0.2, 0.4, 0.6, 0.8])
+    return {
+        "active_share": active_share(h_test, h.abs().amax(0)),
+        "logreg_C": C,
+        "logreg_accuracy": linear.score(u_test, y_test),
+        "svm_accuracy": svm.score(u_test, y_test),
+        "knn5": knn_accuracy(h, mnist.train_labels, h_test, mnist.test_labels, 5),
+        "svm_noisy": svm.score(u_noisy, y_test),
+        "blend_db": psnr(path.x_blend.flatten(0, 1), path.x_linear.flatten(0, 1)).mean().item(),
     }
 
 
@@ -286,7 +378,9 @@ def record():
         "faces": "frey",
     }
     folder = Path("runs") / "reference"
-    studies = {"lambda_path": lambda_path(), "face_studies": face_studies()}
+    studies = {"lambda_path": lambda_path(), "width_study": width_study(), "face_studies": face_studies()}
+    write_json(REFERENCE, load_reference() | studies)  # the notebooks read them
+    write_sums()
     metrics = runner.execute(runner.plan(runner.NOTEBOOKS, "full", overrides, folder), profile="reference")
     add_machine_spread(metrics["metrics"], folder)
     keep(metrics | studies, folder)
@@ -294,7 +388,7 @@ def record():
 
 def add_machine_spread(metrics, folder):
     """Give each metric "machine", its largest difference between these values and those found on MACHINES."""
-    overrides = {"faces": "frey", "n_seeds": 1, "n_svm_more": 0}
+    overrides = {"faces": "frey", "n_seeds": 1}
     for i, environment in enumerate(MACHINES):
         plan = runner.plan(runner.NOTEBOOKS, "full", overrides, Path(folder) / f"machine_{i}", reuse=True)
         with patch.dict(os.environ, environment):  # a kernel starts with it

@@ -16,7 +16,7 @@ from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from pygments.formatters import HtmlFormatter
 
-from aeutils.course.readme import CHOSEN, CODES, FACE, figure, measured
+from aeutils.course.readme import CHOSEN, CODES, FACE, MODELS, figure, measured
 from aeutils.course.results import compare, load_reference
 from aeutils.data import write_atomically
 
@@ -212,10 +212,11 @@ def key_figures(metrics, reference):
 
     codes = []
     for row, (key, decimals) in CODES.items():
-        here, there = zip(*(both(key.format(model), decimals) for model in ("ae", "sae", "cae")))
+        here, there = zip(*(both(key.format(model), decimals) for model in MODELS))
         codes.append((row, *here, *there))
     faces = [(row, *both(key, decimals)) for row, (key, decimals) in FACE.items()]
-    head = ("digits", "AE", "SAE", "CAE", *(f"{model}, reference run" for model in ("AE", "SAE", "CAE")))
+    names = [model.upper() for model in MODELS]
+    head = ("digits", *names, *(f"{name}, reference run" for name in names))
     return table(head, codes), table(("faces", "VAE, this run", "reference run"), faces)
 
 

@@ -19,7 +19,6 @@ FREE = (
     "device",
     "checkpoints",
     "faces",
-    "n_svm_more",
 )  # no figure is defined by these
 
 

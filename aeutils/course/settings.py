@@ -7,19 +7,22 @@ import pooch
 from aeutils.training import SHIPPED, AutoencoderConfig, VAEConfig, load_or_train, pick_device
 
 VALIDATION = 5000  # the last training images never train a model: they choose lam
+READ = 10_000  # training codes from which the classifiers on the path of lam learn
 
 PROFILES = {  # parameters that a profile overrides, in every notebook that has them
     "reference": {},
-    "full": {"n_seeds": 3, "n_svm_more": 60000},
+    "full": {"n_seeds": 3},
     "quick": {
         "n_train": 1024,
         "n_test": 1000,
         "n_repeats": 2,
+        "n_exact": 40,
         "epochs": 1,
         "latent_dim": 32,
         "n_interval_pairs": 100,
         "n_tsne": 500,
         "n_svm": 1000,
+        "n_svm_more": 0,
         "n_noisy": 300,
         "face_epochs": 6,
         "iwae_samples": 10,
@@ -34,12 +37,14 @@ PARAMETERS = {  # name: (type, smallest, largest, an example) or (str, allowed v
     "device": (str, ("auto", "cpu", "cuda", "mps")),
     "checkpoints": (str, None),
     "latent_dim": (int, 2, 784, 256),
-    "lam_sae": (float, 0, 1000, 0.042),
-    "lam_cae": (float, 0, 1000, 0.034),
+    "lam_sae": (float, 0, 1000, 0.045),
+    "lam_cae": (float, 0, 1000, 0.03),
+    "sigma_dae": (float, 0, 1, 0.25),
     "epochs": (int, 1, 1000, 4),
     "n_train": (int, 1024, 60000 - VALIDATION, 60000 - VALIDATION),
     "n_test": (int, 300, 10000, 10000),
     "n_repeats": (int, 2, 100, 5),
+    "n_exact": (int, 2, 10000, 500),
     "n_pairs": (int, 1, 100, 20),
     "n_interval_pairs": (int, 2, 5000, 1000),
     "pair_seed": (int, 0, 2**31 - 1, 0),
@@ -121,18 +126,31 @@ def folders_for(checkpoints):
     return [SHIPPED, Path(pooch.os_cache("aeutils")) / "checkpoints"]
 
 
-def digit_configs(*, seed, latent_dim, lam_sae, lam_cae, epochs):
-    """{"ae", "sae", "cae"}: the same everything but the penalty."""
+def digit_configs(*, seed, latent_dim, lam_sae, lam_cae, sigma_dae, epochs):
+    """{"ae", "sae", "cae", "dae"}: the same everything but the penalty, or the noise that the input gets."""
     common = {"latent_dim": latent_dim, "epochs": epochs, "seed": seed}
     return {
         "ae": AutoencoderConfig(**common),
         "sae": AutoencoderConfig(penalty="l1", lam=lam_sae, **common),
         "cae": AutoencoderConfig(penalty="contractive", lam=lam_cae, **common),
+        "dae": AutoencoderConfig(penalty="denoising", lam=sigma_dae, **common),
     }
 
 
 def digit_models(
-    names, *, seeds, latent_dim, lam_sae, lam_cae, epochs, n_train, checkpoints, device, images, progress=True
+    names,
+    *,
+    seeds,
+    latent_dim,
+    lam_sae,
+    lam_cae,
+    sigma_dae,
+    epochs,
+    n_train,
+    checkpoints,
+    device,
+    images,
+    progress=True,
 ):
     """{name: [Trained, one a seed]} for names of digit_configs, reloaded or trained.
 
@@ -142,7 +160,12 @@ def digit_models(
     models = {name: [] for name in names}
     for seed in seeds:
         configs = digit_configs(
-            seed=seed, latent_dim=latent_dim, lam_sae=lam_sae, lam_cae=lam_cae, epochs=epochs
+            seed=seed,
+            latent_dim=latent_dim,
+            lam_sae=lam_sae,
+            lam_cae=lam_cae,
+            sigma_dae=sigma_dae,
+            epochs=epochs,
         )
         for name in names:
             models[name].append(

@@ -59,7 +59,7 @@ def test_the_face_is_the_one_that_pytorch_decodes(page):
 
 def test_the_blends_are_those_that_pytorch_decodes(page):
     setting = {k: v for k, v in parameters("02").items() if k in (
-        "latent_dim", "lam_sae", "lam_cae", "epochs", "n_train", "checkpoints", "device")}  # fmt: skip
+        "latent_dim", "lam_sae", "lam_cae", "sigma_dae", "epochs", "n_train", "checkpoints", "device")}  # fmt: skip
     mnist = load_mnist()
     trained = digit_models(("sae", "cae"), seeds=[0], images=mnist.train_images, **setting)
     x1, x2 = (mnist.test_images[index] for index in different_pairs(mnist.test_labels, 20, 0)[3:4].unbind(1))
