@@ -314,7 +314,7 @@ def test_a_recorded_study_of_widths_is_told_as_it_is():
     figure, *rows = shown
     blends = [line.get_label() for line in figure.axes[3].lines if np.isfinite(line.get_ydata()).any()]
     plt.close("all")
-    assert len(rows) == 6 and {len(row) for row in rows} == {12} and blends == ["SAE", "CAE"]
+    assert len(rows) == 6 and {len(row) for row in rows} == {11} and blends == ["SAE", "CAE"]
     frontier, wider, nothing = told
     best = "Best for a linear reader: SAE of 256 units (error 3.00 %, 50.0 % under noise, blends 21.0 dB). "
     best += "Best under noise: CAE of 64 units"
