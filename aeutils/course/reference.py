@@ -327,7 +327,7 @@ def read_width(model):
     pairs = different_pairs(mnist.test_labels, 1000)
     path = interpolate(model, x_test[pairs[:, 0]], x_test[pairs[:, 1]], [0.2, 0.4, 0.6, 0.8])
     return {
-        "active_share": active_share(h_test, h.abs().amax(0)),
+        "active_share": active_share(h_test, h[-VALIDATION:].abs().amax(0)),
         "logreg_C": C,
         "logreg_accuracy": linear.score(u_test, y_test),
         "svm_accuracy": svm.score(u_test, y_test),
