@@ -10,6 +10,8 @@ from aeutils.data import load_mnist
 from aeutils.losses import jacobian_frobenius
 from aeutils.models import Autoencoder
 
+TRAINED = [{"epochs": 1, "seconds": 2.0, "test_mse": 0.004, "svm_accuracy": 0.981}]
+
 
 def test_every_exact_penalty_is_the_exact_penalty():
     torch.manual_seed(0)
@@ -27,32 +29,18 @@ def test_a_bench_writes_what_it_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "FEW", 1)
     mnist = load_mnist()
     monkeypatch.setattr(bench, "load_mnist", lambda: mnist._replace(train_images=mnist.train_images[:64]))
-    trained = [{"epochs": 1, "seconds": 2.0, "test_mse": 0.004}]
-    monkeypatch.setattr(bench, "time_to_error", lambda: trained)
+    monkeypatch.setattr(bench.speed, "time_to", lambda reached: TRAINED)
     bench.write(tmp_path / "bench", rounds=2)
     written = json.loads((tmp_path / "bench" / "bench.json").read_text())
     median = {name: row["median"] for name, row in written["speeds"].items()}
     assert all(len(row["all"]) == 2 and min(row["all"]) > 0 for row in written["speeds"].values())
     ratio = written["ratios"]["CAE step over the plain step"]
     assert ratio == pytest.approx(median["AE, training"] / median["CAE, training"])
-    assert written["time_to_error"] == trained
+    assert written["time_to"] == TRAINED and "ablation" not in written
     assert (tmp_path / "bench" / "bench.png").stat().st_size > 10_000
 
 
-def test_the_time_to_an_error_is_that_of_the_shortest_training_that_reaches_it(monkeypatch):
-    asked, mnist = [], load_mnist()
-    few = mnist._replace(train_images=mnist.train_images[:8], test_images=mnist.test_images[:8])
-    monkeypatch.setattr(bench, "load_mnist", lambda: few)
-
-    def fit(config, images, progress):
-        asked.append((config.penalty, config.epochs))
-        torch.manual_seed(0)
-        return Autoencoder(4, code="relu").eval(), []
-
-    monkeypatch.setattr(bench, "fit", fit)
-    torch.manual_seed(0)
-    error = (Autoencoder(4, code="relu").eval()(few.test_images) - few.test_images).square().mean().item()
-    rows = bench.time_to_error(target=error / 2, epochs=(1, 2))
-    assert asked == [("none", 1), ("none", 2)] and [row["epochs"] for row in rows] == [1, 2]
-    assert all(row["test_mse"] == pytest.approx(error) and row["seconds"] > 0 for row in rows)
-    assert len(bench.time_to_error(target=error * 2, epochs=(1, 2))) == 1
+def test_a_target_is_reached_only_where_both_are():
+    assert bench.good({"test_mse": 0.005, "svm_accuracy": 0.98})
+    assert not bench.good({"test_mse": 0.0051, "svm_accuracy": 0.99})
+    assert not bench.good({"test_mse": 0.004, "svm_accuracy": 0.979})

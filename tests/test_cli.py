@@ -6,15 +6,20 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nbformat
 import pytest
+import torch
+from small_notebooks import PARAMETERS as USUAL
 from small_notebooks import make_notebook, publish
 
 import aeutils.__main__
-from aeutils.course import cli, results, runner
+from aeutils.course import cli, reference, results, runner, settings
 from aeutils.course.settings import PARAMETERS, check_parameters
+from aeutils.data import load_mnist
+from aeutils.training import checkpoint_path, load_or_train, read_checkpoint
 
 
 def snapshot(folder):
@@ -138,6 +143,8 @@ def test_known_parameters_are_listed_by_notebook(course):
         (["reference", "--scheduler", ""], "--scheduler is ''"),
         (["bench", "--output"], "requires an argument"),
         (["bench", "--output", "a-file/inside"], "which is, or lies in, a file"),
+        (["bench", "--studies=all"], "does not take a value"),
+        (["bench", "--record=yes"], "does not take a value"),
         (["bench", "--rounds", "0"], "0 is not in the range"),
         (["bench", "--rounds", "many"], "'many' is not a valid integer"),
         (["data", "frey"], "frey"),
@@ -250,6 +257,7 @@ def test_a_run_leaves_notebooks_pages_figures_and_metrics(course, capsys, monkey
     assert metrics["profile"] == "quick" and metrics["seeds"] == [7] and metrics["faces"] == "synthetic"
     assert metrics["metrics"]["01.cae.psnr_db"]["value"] == 2.5 and metrics["verdicts"]["E04"]["n"] == 1
     assert set(metrics["seconds"]) == {"01_one", "04_four"} and metrics["versions"]["torch"]
+    assert 0 < metrics["wall_seconds"] < sum(metrics["seconds"].values()) + 60
 
     page, index = (folder / "01_one.html").read_text(), (folder / "index.html").read_text()
     assert "<math" in page and "<script" not in page and "&lt;script&gt;" in page
@@ -276,6 +284,7 @@ def test_a_run_leaves_notebooks_pages_figures_and_metrics(course, capsys, monkey
     ],
 )
 def test_a_failing_cell_stops_the_run_and_keeps_what_ran(course, capsys, monkeypatch, cell, said):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # one by one
     make_notebook(course / "01_good.ipynb", publish("01"))
     make_notebook(course / "02_bad.ipynb", "print('before')", cell, "print('after')")
     make_notebook(course / "03_never.ipynb", "1")
@@ -290,6 +299,158 @@ def test_a_failing_cell_stops_the_run_and_keeps_what_ran(course, capsys, monkeyp
     assert any(out.get("text") == "before\n" for c in kept.cells for out in c.get("outputs", ()))
     left = set(snapshot(folder))
     assert "01_good.ipynb" in left and not left & {"03_never.ipynb", "metrics.json", "index.html"}
+
+
+def meeting(me, other):
+    """A cell that ends only if the notebook `other` runs at the same time."""
+    return f"""
+import pathlib, time
+pathlib.Path({me!r}).touch()
+until = time.monotonic() + 60
+while not pathlib.Path({other!r}).exists():
+    assert time.monotonic() < until, "alone"
+    time.sleep(0.05)
+"""
+
+
+WIDTH = USUAL + "latent_dim: int = 4  # units\n"
+FACE_WIDTH = USUAL + "face_latent_dim: int = 4  # units\n"
+THREADS = """
+import os
+print("threads", os.environ.get("OMP_NUM_THREADS"))
+"""
+
+
+def said_in(path):
+    cells = nbformat.read(path, as_version=4).cells
+    return "".join(out.get("text", "") for cell in cells for out in cell.get("outputs", ()))
+
+
+def test_notebooks_of_other_models_run_at_the_same_time_with_half_of_the_threads(course, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(runner.torch, "get_num_threads", lambda: 6)
+    end = "pathlib.Path('one has ended').touch()"
+    make_notebook(
+        course / "01_one.ipynb", THREADS, meeting("one", "four"), "time.sleep(1)", end, parameters=WIDTH
+    )
+    follow = "import pathlib\nassert pathlib.Path('one has ended').exists()"
+    make_notebook(course / "02_two.ipynb", follow, publish("02"), parameters=WIDTH)
+    make_notebook(
+        course / "04_four.ipynb", THREADS, meeting("four", "one"), publish("04"), parameters=FACE_WIDTH
+    )
+    assert cli.command_line(["run", "--notebooks", str(course), "--output", "out", "--profile", "quick"]) == 0
+    assert said_in("out/01_one.ipynb") == said_in("out/04_four.ipynb") == "threads 3\n"
+    metrics = json.loads(Path("out/metrics.json").read_text())
+    assert list(metrics["seconds"]) == ["01_one", "02_two", "04_four"]
+
+
+TRAINS = (
+    USUAL
+    + """
+n_seeds: int = 1  # seeds
+checkpoints: str = ""  # weights
+latent_dim: int = 2  # units
+lam_sae: float = 0.001  # weight
+lam_cae: float = 0.001  # weight
+sigma_dae: float = 0.1  # noise
+epochs: int = 1  # epochs
+n_train: int = 1024  # images
+"""
+)
+LOADS = """
+from pathlib import Path
+print(*sorted(path.name.split("-seed")[0] for path in Path(checkpoints).glob("*.safetensors")))
+"""
+
+
+def test_a_full_run_trains_the_headline_models_first_and_side_by_side(course, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(runner.torch, "get_num_threads", lambda: 2)
+    make_notebook(course / "01_one.ipynb", LOADS, publish("01"), parameters=TRAINS)
+    arguments = ["run", "--notebooks", str(course), "--output", "out"]
+    assert cli.command_line([*arguments, "-p", "seed", "3", "-p", "n_seeds", "1"]) in (0, 2)
+    kinds = ("contractive", "denoising", "l1", "none")
+    assert said_in("out/01_one.ipynb") == " ".join(f"mnist-{kind}" for kind in kinds) + "\n"
+    configs = settings.digit_configs(
+        seed=3, latent_dim=2, lam_sae=0.001, lam_cae=0.001, sigma_dae=0.1, epochs=1
+    )
+    images, threads = load_mnist().train_images, torch.get_num_threads()
+    for name in ("ae", "cae"):  # as one process alone trains them, to the bit
+        load_or_train(configs[name], images[:1024], images[-5000:], folders=["alone"], progress=False)
+        one, other = (
+            read_checkpoint(checkpoint_path(configs[name], f))[0] for f in ("alone", "out/checkpoints")
+        )
+        assert threads > 1 or all(torch.equal(one[key], other[key]) for key in one)
+    monkeypatch.setattr(runner, "ProcessPoolExecutor", None)  # nothing is left to train
+    runner.train_first(runner.plan(course, "full", {"seed": 3, "n_seeds": 1}, "out"))
+
+
+def test_what_is_trained_first_is_what_the_notebooks_load(monkeypatch, tmp_path):
+    changed = {"seed": 2, "n_seeds": 2, "n_face_seeds": 2, "latent_dim": 17, "beta": 2.0, "split": "blocks"}
+    changed |= {"faces": "synthetic", "lam_cae": 0.5, "split_seed": 4, "n_train": 2048}
+    plan = runner.plan(runner.NOTEBOOKS, "full", changed, tmp_path)
+    loaded = []
+    monkeypatch.setattr(settings, "load_or_train", lambda config, *_, **__: loaded.append(config))
+    digits, faces = (plan.notebooks[next(p for p in plan.notebooks if p.name[:2] == n)] for n in ("01", "04"))
+    names = ("latent_dim", "lam_sae", "lam_cae", "sigma_dae", "epochs", "n_train", "checkpoints", "device")
+    settings.digit_models(
+        ("ae", "sae", "cae", "dae"), seeds=[2, 3], images=torch.zeros(6000), **{n: digits[n] for n in names}
+    )
+    names = (
+        "face_latent_dim",
+        "face_epochs",
+        "beta",
+        "reach",
+        "faces",
+        "split",
+        "split_seed",
+        "checkpoints",
+        "device",
+    )
+    given = {n: faces[n] for n in names} | {"train_images": None, "val_images": None}
+    settings.face_models(("vae", "ae"), seeds=[2, 3], **given)
+    known = {"faces": "independent", "split": "random", "split_seed": 0}
+    settings.face_models(("vae",), seeds=[2], **given | known)
+    tasks = reference.tasks_of(plan)
+    assert {task.config for task in tasks} == set(loaded) and len(tasks) == len(loaded) == 13
+    assert {task.n_train for task in tasks} == {2048, None}
+    checkpoint_path(loaded[0], plan.checkpoints).parent.mkdir()
+    checkpoint_path(loaded[0], plan.checkpoints).touch()
+    assert loaded[0] not in [task.config for task in reference.tasks_of(plan)]
+
+
+def test_nothing_is_trained_first_in_a_quick_run_or_where_the_threads_are_given(monkeypatch, tmp_path):
+    monkeypatch.setattr(runner.torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(reference, "tasks_of", lambda plan: pytest.fail("looked for trainings"))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    runner.train_first(runner.plan(runner.NOTEBOOKS, "quick", {}, tmp_path))
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    runner.train_first(runner.plan(runner.NOTEBOOKS, "full", {}, tmp_path))
+
+
+def test_notebooks_run_one_by_one_where_the_number_of_threads_is_given(course, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    end = "import time, pathlib\ntime.sleep(1)\npathlib.Path('one has ended').touch()"
+    make_notebook(course / "01_one.ipynb", THREADS, end, parameters=WIDTH)
+    follow = "import pathlib\nassert pathlib.Path('one has ended').exists()"
+    make_notebook(course / "04_four.ipynb", THREADS, follow, publish("04"), parameters=FACE_WIDTH)
+    assert cli.command_line(["run", "--notebooks", str(course), "--output", "out", "--profile", "quick"]) == 0
+    assert said_in("out/01_one.ipynb") == said_in("out/04_four.ipynb") == "threads 3\n"
+
+
+@pytest.mark.parametrize("failing", ["01", "04"])
+def test_a_failing_cell_stops_the_notebook_beside_it(course, capsys, monkeypatch, failing):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(runner.torch, "get_num_threads", lambda: 2)
+    for n, other, parameters in (("01", "04", WIDTH), ("04", "01", FACE_WIDTH)):
+        last = "raise ValueError('broken on purpose')" if n == failing else "time.sleep(90)"
+        make_notebook(course / f"{n}_some.ipynb", meeting(n, other), last, parameters=parameters)
+    make_notebook(course / "02_never.ipynb", "1", parameters=WIDTH)
+    start = time.monotonic()
+    assert cli.command_line(["run", "--notebooks", str(course), "--output", "out"]) == 1
+    said = capsys.readouterr().err
+    assert "broken on purpose" in said and f"{failing}_some.ipynb failed" in said
+    assert time.monotonic() - start < 60 and not Path("out/02_never.ipynb").exists()
 
 
 def test_a_cell_without_end_is_given_up_and_the_other_notebooks_run(course, capsys):

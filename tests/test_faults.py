@@ -175,6 +175,37 @@ def course_that_trains(course):
     return course
 
 
+TRAINED_FIRST = """
+checkpoints: str = ""  # weights
+latent_dim: int = 2  # units
+lam_sae: float = 0.001  # weight
+lam_cae: float = 0.001  # weight
+sigma_dae: float = 0.1  # noise
+epochs: int = 1000  # epochs
+n_train: int = 1024  # images
+"""
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill"])
+def test_the_trainings_before_a_full_run_end_with_it(course, end, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    make_notebook(course / "01_one.ipynb", publish("01"), parameters=PARAMETERS + TRAINED_FIRST)
+    log, arguments = course.parent / "log", ["run", "--notebooks", str(course), "--output", "out"]
+    resume = course.parent / "out" / "checkpoints"
+    with started(command, arguments, log, 0) as (process, hears):
+        hears.recv_bytes()
+        until = time.monotonic() + 120
+        while len(list(resume.glob("*.resume"))) < 2 and process.is_alive():
+            assert time.monotonic() < until, said(log)
+            time.sleep(0.05)
+        workers = [child for child in psutil.process_iter() if process.pid in parents(child)]
+        os.kill(process.pid, end)
+        process.join()
+    assert len(workers) >= 2 and psutil.wait_procs(workers, timeout=60)[1] == []
+    assert process.exitcode == (130 if end == signal.SIGINT else -end) and all_sound(course.parent)
+    assert not (course.parent / "out" / "01_one.ipynb").exists()
+
+
 def test_a_run_interrupted_and_killed_goes_on_by_the_same_command(course_that_trains):
     root, draw = course_that_trains.parent, random.Random(0)
     folder, log = root / "Läufe, unterbrochen", root / "log"

@@ -26,6 +26,8 @@ from aeutils.course.results import MIME, Results, load_reference, write_json
 from aeutils.course.settings import check_parameters, digit_configs, face_configs, folders_for, seeds_of
 from aeutils.data import load_frey_faces, split_frames
 from aeutils.faces import synthetic_faces
+from aeutils.latent import different_pairs
+from aeutils.metrics import active_share
 from aeutils.training import AutoencoderConfig, load_or_train
 
 
@@ -439,6 +441,7 @@ def test_the_reference_trains_on_no_validation_image(monkeypatch):
         "lam_cae": 0.2,
         "sigma_dae": 0.3,
         "epochs": 1,
+        "seed": 0,
     }
     tasks = list(reference_run.digit_tasks(asked))
     assert len(tasks) == 20
@@ -515,10 +518,14 @@ def test_the_width_study_takes_the_largest_strength_within_tau(monkeypatch, tmp_
     monkeypatch.setattr(reference_run, "load_mnist", lambda: mnist)
     monkeypatch.setattr(reference_run.runner, "defaults", lambda path: small)
     strengths = {"l1": (0.4, 0.1, 0.2), "contractive": (0.2, 0.1)}
-    monkeypatch.setattr(reference_run, "WIDTHS", {4: strengths, 8: {"l1": None, "contractive": None}})
+    wide = {"latent_dim": 8, "code": "sigmoid", "epochs": 3}
+    kl = {"kl": strengths["l1"], "contractive": None}
+    monkeypatch.setattr(reference_run, "WIDTHS", (({"latent_dim": 4}, strengths), (wide, kl)))
+    errors["kl"] = errors["l1"]
 
     def trained(config, train, val, folders):
-        assert len(train) == 256 and config.epochs == 1 and config.seed == 0
+        assert len(train) == 256 and config.seed == 0
+        assert (config.epochs, config.code) == {4: (1, "relu"), 8: (3, "sigmoid")}[config.latent_dim]
         history = [{"val": 9.0}, {"val": errors[config.penalty][config.lam]}]
         return SimpleNamespace(history=history, model=config.build((28, 28)))
 
@@ -530,10 +537,44 @@ def test_the_width_study_takes_the_largest_strength_within_tau(monkeypatch, tmp_
     found = [(row["latent_dim"], row["model"], row["lam"], row.get("val_mse")) for row in rows]
     assert found == [
         (4, "untrained", 0.0, None), (4, "ae", 0.0, 1.0), (4, "sae", 0.2, 1.24), (4, "cae", 0.1, 1.3),
-        (8, "untrained", 0.0, None), (8, "ae", 0.0, 1.0), (8, "sae", 0.1, 1.2), (8, "cae", 0.2, 1.4),
+        (8, "untrained", 0.0, None), (8, "ae", 0.0, 1.0), (8, "sae", 0.2, 1.24), (8, "cae", 0.2, 1.4),
     ]  # fmt: skip
+    assert [(row["code"], row["epochs"]) for row in rows] == [("relu", 1)] * 4 + [("sigmoid", 3)] * 4
     assert rows[2]["of_tau"] == pytest.approx(1.24 / 1.25) and rows[7]["logreg_C"] == 8
     assert ["blend_db" in row for row in rows] == [False, True, True, True] * 2
+
+
+class Flat(torch.nn.Linear):
+    """The first row of the image is its code, and the code's image: both blends are one."""
+
+    latent_dim, code = 28, "linear"
+
+    def encode(self, x):
+        return x[:, 0, 0]
+
+    def decode(self, h):
+        return torch.nn.functional.pad(h[:, None, None], (0, 0, 0, 27))
+
+
+def test_what_is_read_from_a_width_is_learned_from_training_codes_only(monkeypatch):
+    """Every class is told by a plane, and the noise shows the class after it."""
+    rng = torch.Generator().manual_seed(0)
+    x = torch.rand(900, 1, 28, 28, generator=rng)
+    labels = torch.arange(900) % 10
+    x[torch.arange(900), 0, 0, labels] = 8.0
+    mnist = SimpleNamespace(
+        train_images=x[:600], train_labels=labels[:600], test_images=x[600:], test_labels=labels[600:]
+    )
+    monkeypatch.setattr(reference_run, "load_mnist", lambda: mnist)
+    monkeypatch.setattr(reference_run, "different_pairs", lambda labels, n: different_pairs(labels, 20))
+    monkeypatch.setattr(reference_run, "corrupt", lambda x, *_: x.roll(1, dims=3))
+    model = Flat(1, 1)
+    found = reference_run.read_width(model)
+    assert found["logreg_accuracy"] == found["svm_accuracy"] == 1.0 and found["knn5"] == 1.0
+    assert found["svm_noisy"] < 0.15 and 0.003 <= found["logreg_C"] <= 0.3
+    h_max = x[:600].flatten(1)[:, :28].abs().amax(0)
+    assert found["active_share"] == pytest.approx(active_share(x[600:].flatten(1)[:, :28], h_max))
+    assert found["blend_db"] > 100
 
 
 FACES = """

@@ -131,6 +131,7 @@ def hostile_run(folder, figures=("01.1",)):
     verdict = {"claim": HOSTILE, "contrast": HOSTILE, "verdict": HOSTILE, "effect": 1.0, "ci95": None, "n": 1}
     metrics = {
         "profile": HOSTILE, "seeds": [0], "device": HOSTILE, "versions": {HOSTILE: HOSTILE}, "seconds": {stem: 1.5},
+        "wall_seconds": 2,
         "failed": {"01": f"{HOSTILE}\n{HOSTILE}"},
         "faces": HOSTILE, "parameters": {"01": {"checkpoints": HOSTILE, HOSTILE: 1}},
         "metrics": {f"01.{HOSTILE}": {"value": 1.0, "per_seed": [], "ci95": None, "unit": HOSTILE}},

@@ -1,12 +1,14 @@
 """Training speed on this machine, interleaved in one process: models, the usual loop, the penalty, the peak."""
 
 import gzip
+import shutil
 import statistics
 import tempfile
 import time
 from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch.func import jacrev, vmap
 from torch.utils.data import DataLoader
@@ -14,12 +16,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision import datasets, transforms
 from tqdm import tqdm
 
+from aeutils.course import speed
+from aeutils.course.readme import BENCH, PICTURES, write_speed
+from aeutils.course.reference import write_sums
 from aeutils.course.results import write_json
 from aeutils.course.settings import digit_configs
 from aeutils.data import DATA, MNIST_FILES, load_mnist
-from aeutils.latent import decode_dataset, encode_dataset
+from aeutils.latent import encode_dataset
 from aeutils.losses import contractive_penalty, jacobian_frobenius
-from aeutils.training import AutoencoderConfig, VAEConfig, autocast, fit
+from aeutils.training import VAEConfig, autocast
 
 BATCH, STEPS, FEW = 128, 20, 16  # images a batch, steps a round, images of the exact penalties
 
@@ -116,13 +121,14 @@ def measure(rounds=5):
         rtol=1e-3,
     )
     step = {name: trainer(config, images) for name, config in configs.items()}
-    face_step = trainer(vae, faces)
+    face_step, larger = trainer(vae, faces), trainer(configs["ae"], images)
     with tempfile.TemporaryDirectory() as folder:
         runs = {
             "AE, training": lambda: indexed(step["ae"], images),
             "SAE, training": lambda: indexed(step["sae"], images),
             "CAE, training": lambda: indexed(step["cae"], images),
             "DAE, training": lambda: indexed(step["dae"], images),
+            "AE, training, batches of 256": lambda: indexed(larger, images, 256),
             "AE, usual loop": usual_loop(trainer(configs["ae"], images, fast=False), folder),
             "VAE of faces, training": lambda: indexed(face_step, faces, vae.batch_size),
             "AE, encoding": lambda: len(encode_dataset(model, images[:5000])),
@@ -158,35 +164,27 @@ def flops_of_a_step(config, images):
     return counter.get_total_flops() / 1e9
 
 
-def time_to_error(target=0.005, epochs=(1, 2, 3, 4)):
-    """[{"epochs", "seconds", "test_mse"}] of whole AE trainings, longer and longer until one reaches the test MSE."""
-    mnist, rows = load_mnist(), []
-    for n in epochs:
-        start = time.perf_counter()
-        model, _ = fit(AutoencoderConfig(epochs=n), mnist.train_images, progress=False)
-        seconds, x = time.perf_counter() - start, mnist.test_images
-        error = (decode_dataset(model, encode_dataset(model, x)) - x).square().mean().item()
-        rows.append({"epochs": n, "seconds": seconds, "test_mse": error})
-        print(f"AE, {n} epochs: test MSE {error:.5f} after {seconds:.0f} s of training", flush=True)
-        if error <= target:
-            break
-    return rows
+def good(row):
+    """Whether a row of time_to is as good as both targets ask."""
+    return row["test_mse"] <= speed.TARGET_MSE and row["svm_accuracy"] >= speed.TARGET_SVM
 
 
-def write(output, rounds=5):
-    """Measure, print a table, write OUTPUT/bench.json and OUTPUT/bench.png; return the folder."""
-    import matplotlib.pyplot as plt
+def write(output, rounds=5, studies=False):
+    """Measure, print a table, write OUTPUT/bench.json and OUTPUT/bench.png; return the folder.
 
-    found, folder = measure(rounds), Path(output)
+    With `studies` also what each choice of the recipe is worth, the penalty's frontier, the libraries and the growth.
+    """
+    speeds, folder = measure(rounds), Path(output)
     folder.mkdir(parents=True, exist_ok=True)
-    median = {name: row["median"] for name, row in found.items()}
-    for name, row in found.items():
+    median = {name: row["median"] for name, row in speeds.items()}
+    for name, row in speeds.items():
         spread = f"{min(row['all']):,.0f} to {max(row['all']):,.0f}"
         print(f"{name:28}{row['median']:12,.1f} {row['unit']:9} ({spread})")
     ae = digit_configs(seed=0, latent_dim=256, lam_sae=0.0, lam_cae=0.0, sigma_dae=0.0, epochs=1)["ae"]
     gflops = flops_of_a_step(ae, load_mnist().train_images[:BATCH]) * median["AE, training"] / BATCH
     ratios = {
         "AE training over the usual loop": median["AE, training"] / median["AE, usual loop"],
+        "the same with batches of 256": median["AE, training, batches of 256"] / median["AE, usual loop"],
         "CAE step over the plain step": median["AE, training"] / median["CAE, training"],
         "probe over exact by rows": median["penalty: one random probe"] / median["penalty: exact, by rows"],
         "AE training over the float32 peak": gflops / median["matrix product, float32"],
@@ -199,18 +197,73 @@ def write(output, rounds=5):
         "rounds": rounds,
         "batch": BATCH,
     }
-    trained = time_to_error()
-    write_json(
-        folder / "bench.json",
-        {"settings": settings, "speeds": found, "ratios": ratios, "time_to_error": trained},
-    )
-    names = [name for name in found if "product" not in name]
+    found = {"settings": settings, "speeds": speeds, "ratios": ratios, "time_to": speed.time_to(good)}
+    for row in found["time_to"]:
+        print("AE:", *(f"{name} {value:.5g}" for name, value in row.items()), sep="  ")
+    draw_speeds(found, folder / "bench.png")
+    if studies:
+        found |= {
+            "ablation": speed.ablation(),
+            "penalty": speed.penalty_frontier(),
+            "libraries": speed.libraries(),
+            "growth": speed.growth(),
+        }
+        draw_studies(found, folder / "studies.png")
+    write_json(folder / "bench.json", found)
+    return folder
+
+
+def draw_speeds(found, path):
+    import matplotlib.pyplot as plt
+
+    speeds = {name: row["median"] for name, row in found["speeds"].items() if "product" not in name}
+    settings = found["settings"]
     fig, ax = plt.subplots(figsize=(8, 3.6), layout="constrained")
-    ax.barh(names, [median[name] for name in names], color="#0072B2")
+    ax.barh(list(speeds), list(speeds.values()), color="#0072B2")
     ax.invert_yaxis()
     ax.set(
-        xscale="log", xlabel=f"images a second, median of {rounds} rounds, {torch.get_num_threads()} threads"
+        xscale="log",
+        xlabel=f"images a second, median of {settings['rounds']} rounds, {settings['threads']} threads",
     )
-    fig.savefig(folder / "bench.png", dpi=150)
+    fig.savefig(path, dpi=150)
     plt.close(fig)
-    return folder
+
+
+def draw_studies(found, path):
+    """The recipe's choices, the penalty's frontier, and time and memory against size."""
+    import matplotlib.pyplot as plt
+
+    fig, axes = plt.subplots(2, 2, figsize=(11, 8), layout="constrained")
+    reached = {name: rows[-1] for name, rows in found["ablation"].items() if rows}
+    right = [row["test_mse"] <= speed.TARGET_MSE for row in reached.values()]
+    seconds = [row["seconds"] for row in reached.values()]
+    axes[0, 0].barh(list(reached), seconds, color=["#0072B2" if r else "#BBBBBB" for r in right])
+    axes[0, 0].invert_yaxis()
+    axes[0, 0].set(xlabel=f"seconds to test MSE {speed.TARGET_MSE} (grey: not reached)")
+    for row in found["penalty"]:
+        axes[0, 1].plot(row["seconds"], row["jacobian_over_variance"], "o", color="#D55E00")
+        text = f"{row['probes']} on {row['share']:g}"
+        axes[0, 1].annotate(text, (row["seconds"], row["jacobian_over_variance"]), fontsize=8)
+    axes[0, 1].set(
+        xlabel="seconds of training", ylabel="squared Jacobian norm over variance", title="probes on share"
+    )
+    for what, grown in found["growth"].items():
+        size = np.array(grown["sizes"]) / grown["sizes"][0]
+        label = f"{what}: {grown['exponent']:.2f}"
+        axes[1, 0].loglog(size, np.array(grown["seconds"]) / grown["seconds"][0], "o-", label=label)
+        axes[1, 1].semilogx(size, grown["memory"], "o-", label=what)
+    axes[1, 0].set(
+        xlabel="size over the smallest", ylabel="time over the smallest's", title="exponents of time"
+    )
+    axes[1, 1].set(xlabel="size over the smallest", ylabel="peak memory of the process, GB", ylim=(0, None))
+    axes[1, 0].legend(fontsize=8)
+    fig.savefig(path, dpi=150)
+    plt.close(fig)
+
+
+def record(folder):
+    """Keep what a bench with its studies found in data/bench.json, and write the tables of SPEED.md from it."""
+    shutil.copyfile(folder / "bench.json", BENCH)
+    shutil.copyfile(folder / "studies.png", PICTURES / "studies.png")
+    write_speed()
+    write_sums()

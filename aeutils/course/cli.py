@@ -168,12 +168,19 @@ def explorer(output):
 @cli.command()
 @click.option("--output", metavar="DIR", default="runs/bench", help="Where to; runs/bench if not given.")
 @click.option("--rounds", type=click.IntRange(1, 1000), default=5, help="Rounds of measurement (5).")
-def bench(output, rounds):
+@click.option(
+    "--studies", is_flag=True, help="Also what each choice of the recipe is worth, and growth: an hour."
+)
+@click.option("--record", is_flag=True, help="The studies as well, kept in data/bench.json and SPEED.md.")
+def bench(output, rounds, studies, record):
     """Measure training and encoding speed on this machine's processor against the usual ways."""
     from aeutils.course import bench as make
 
     runner.check_folder(output)
-    click.echo(f"Table, picture and figures: {make.write(output, rounds)}")
+    folder = make.write(output, rounds, studies or record)
+    if record:
+        make.record(folder)
+    click.echo(f"Table, picture and figures: {folder}")
 
 
 @cli.command()

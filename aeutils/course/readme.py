@@ -1,5 +1,6 @@
 """The README's results and pictures, written from the reference run so that no figure there is typed."""
 
+import json
 import shutil
 
 from aeutils.course.results import load_reference
@@ -7,6 +8,8 @@ from aeutils.data import DATA
 
 README = DATA.parent / "README.md"
 PICTURES = DATA.parent / "notebooks" / "pictures"
+SPEED = DATA.parent / "SPEED.md"
+BENCH = DATA / "bench.json"
 CHOSEN = {"01": "1.18", "02": "2.1", "03": "3.8", "04": "4.15"}  # the figure that stands for each notebook
 
 MODELS = ("ae", "sae", "cae", "dae")
@@ -106,3 +109,54 @@ def write_readme(folder):
     """Rewrite the README's results from data/reference.json and its pictures from the run folder's figures."""
     text = between(README.read_text(encoding="utf-8"), "results", results_tables(load_reference()))
     README.write_text(between(text, "pictures", pictures(folder)), encoding="utf-8")
+
+
+def speed_tables(found):
+    """The Markdown between the markers of SPEED.md, from what is in data/bench.json."""
+    median = {name: row["median"] for name, row in found["speeds"].items()}
+    lines = ["| images a second | |", "| --- | --- |"]
+    lines += [f"| {name} | {value:,.0f} |" for name, value in median.items() if "product" not in name]
+    lines += ["", "| ratio | |", "| --- | --- |"]
+    lines += [f"| {name} | {value:.2f} |" for name, value in found["ratios"].items()]
+    lines += [
+        "",
+        "| whole training of an AE | seconds | test MSE | SVM accuracy |",
+        "| --- | --- | --- | --- |",
+    ]
+    lines += [f"| {quality(row)} |" for row in found["time_to"]]
+    lines += ["", "| one choice changed | seconds | test MSE | SVM accuracy |", "| --- | --- | --- | --- |"]
+    for name, rows in found["ablation"].items():
+        lines.append(f"| {name}: {quality(rows[-1]) if rows else 'the training fails | – | – | –'} |")
+    lines += [
+        "",
+        "| probes an image | share of the batches | seconds | test MSE | squared Jacobian norm over variance |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for row in found["penalty"]:
+        measured = (f"{row['seconds']:.0f}", f"{row['test_mse']:.5f}", f"{row['jacobian_over_variance']:.2f}")
+        lines.append(f"| {row['probes']} | {row['share']:g} | {' | '.join(measured)} |")
+    lines += ["", "| 10,000 codes | seconds | accuracy |", "| --- | --- | --- |"]
+    for name, row in found["libraries"].items():
+        lines.append(f"| {name} | {row['seconds']:.1f} | {row['accuracy']:.4f} |")
+    lines += ["", "| what grows | from, to | seconds | GB at most | exponent of time |", "| --- " * 5 + "|"]
+    for what, grown in found["growth"].items():
+        ends = (
+            f"{grown['sizes'][0]:,}, {grown['sizes'][-1]:,}",
+            f"{grown['seconds'][0]:.1f}, {grown['seconds'][-1]:.1f}",
+            f"{grown['memory'][0]:.2f}, {grown['memory'][-1]:.2f}",
+        )
+        lines.append(f"| {what} | {' | '.join(ends)} | {grown['exponent']:.2f} |")
+    return "\n".join(lines)
+
+
+def quality(row):
+    return (
+        f"{row['epochs']} epochs | {row['seconds']:.0f} | {row['test_mse']:.5f} | {row['svm_accuracy']:.4f}"
+    )
+
+
+def write_speed():
+    """Rewrite the tables of SPEED.md from data/bench.json."""
+    found = json.loads(BENCH.read_text(encoding="utf-8"))
+    text = between(SPEED.read_text(encoding="utf-8"), "speed", speed_tables(found))
+    SPEED.write_text(text, encoding="utf-8")

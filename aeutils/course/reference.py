@@ -7,6 +7,7 @@ import os
 import shutil
 import statistics
 import time
+from contextlib import suppress
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
@@ -20,13 +21,8 @@ from scipy import stats
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 
-try:
-    from sklearnex.svm import SVC
-except ImportError:  # no wheels for ARM: the same machine, fitted more slowly
-    from sklearn.svm import SVC
-
 from aeutils.course import report, runner
-from aeutils.course.readme import write_readme
+from aeutils.course.readme import BENCH, write_readme
 from aeutils.course.results import REFERENCE, load_reference, write_json
 from aeutils.course.runner import RunFailed
 from aeutils.course.settings import READ, VALIDATION, digit_configs, face_configs, seeds_of
@@ -35,6 +31,7 @@ from aeutils.faces import synthetic_faces
 from aeutils.latent import decode_dataset, different_pairs, encode_dataset, interpolate
 from aeutils.losses import contractive_penalty, l1_sparsity
 from aeutils.metrics import active_share, jacobian_over_variance, knn_accuracy, psnr
+from aeutils.svm import SVC
 from aeutils.training import SHIPPED, AutoencoderConfig, VAEConfig, checkpoint_path, load_or_train
 
 SEEDS = 5
@@ -53,11 +50,15 @@ PATH = {  # penalty: {lam: seeds}; several seeds where the bound is near
     "contractive": {0.003: 1, 0.01: 1, 0.03: 5, 0.034: 5, 0.1: 1, 0.3: 1},
     "denoising": {0.1: 1, 0.2: 1, 0.25: 5, 0.3: 5, 0.5: 1},
 }
-WIDTHS = {  # units: {penalty: strengths tried}, one seed; None: the strength of the headline models
-    64: {"l1": (0.06, 0.1), "contractive": (0.03, 0.06)},
-    256: {"l1": None, "contractive": None},
-    1024: {"l1": (0.02, 0.03), "contractive": (0.003, 0.01)},
-}
+WIDTHS = (  # what changes of the headline models' configuration, {penalty: strengths tried}; one seed
+    ({"latent_dim": 64}, {"l1": (0.06, 0.1), "contractive": (0.03, 0.06)}),
+    ({"latent_dim": 256}, {"l1": None, "contractive": None}),  # the strengths of the headline models
+    ({"latent_dim": 1024}, {"l1": (0.02, 0.03), "contractive": (0.003, 0.01)}),
+    (
+        {"latent_dim": 4096, "code": "sigmoid", "epochs": 6, "lr": 3e-3},
+        {"kl": (0.05,), "contractive": (0.003, 0.01)},
+    ),
+)
 MACHINES = (  # what another machine may change: the number of threads, the processor's instructions
     {"OMP_NUM_THREADS": "2"},
     {
@@ -70,8 +71,13 @@ MACHINES = (  # what another machine may change: the number of threads, the proc
 )
 STUDIED = ("vae.", "ae.", "ceiling.", "known.")  # the metrics of a face study that are kept
 TRAINED = ("ae", "sae", "cae", "dae", "vae", "known")  # models whose weights differ by the number of threads
+NAMES = {"none": "ae", "l1": "sae", "kl": "sae", "contractive": "cae"}
 TAU = 1.25  # times the AE's validation MSE is what a penalty may cost
 FLOORS = {"dB": 0.1, "": 0.005, "MSE": 5e-4, "%": 0.5, "bits/dim": 0.02, "nats": 2.0}  # absolute, by unit
+
+
+DIGITS = ("latent_dim", "lam_sae", "lam_cae", "sigma_dae", "epochs")  # parameters that make a configuration
+FACES = ("face_latent_dim", "face_epochs", "beta", "reach")
 
 
 class Task(NamedTuple):
@@ -172,23 +178,36 @@ def reference_tasks():
     return [*digit_tasks(known["01"]), *face_tasks(known["04"])]
 
 
-def digit_tasks(parameters):
-    for seed in seeds_of(0, SEEDS):
-        names = ("latent_dim", "lam_sae", "lam_cae", "sigma_dae", "epochs")
-        configs = digit_configs(seed=seed, **{name: parameters[name] for name in names})
+def digit_tasks(parameters, n_seeds=SEEDS):
+    for seed in seeds_of(parameters["seed"], n_seeds):
+        configs = digit_configs(seed=seed, **{name: parameters[name] for name in DIGITS})
         yield from (Task(name, config, parameters["n_train"]) for name, config in configs.items())
 
 
-def face_tasks(parameters):
-    kept = {name: parameters[name] for name in ("face_latent_dim", "face_epochs", "beta", "reach")}
-    for source, kind, names, n_seeds in (
-        ("frey", parameters["split"], ("vae", "ae"), FACE_SEEDS),
-        ("synthetic", parameters["split"], ("vae", "ae"), 1),
-        ("independent", "random", ("vae",), 1),
-    ):
-        for seed in seeds_of(0, n_seeds):
-            configs = face_configs(seed=seed, data=f"{source}/{kind}-{parameters['split_seed']}", **kept)
+def face_tasks(parameters, sources=(("frey", FACE_SEEDS), ("synthetic", 1))):
+    kept = {name: parameters[name] for name in FACES}
+    split = f"{parameters['split']}-{parameters['split_seed']}"
+    known = ("independent", "random-0", ("vae",), 1)  # whose factors are known
+    for source, split, names, n_seeds in (*((name, split, ("vae", "ae"), n) for name, n in sources), known):
+        for seed in seeds_of(parameters["seed"], n_seeds):
+            configs = face_configs(seed=seed, data=f"{source}/{split}", **kept)
             yield from (Task(f"{name} {source}", configs[name]) for name in names)
+
+
+def tasks_of(plan):
+    """The headline trainings of a plan's notebooks whose weights are not in its folder, the longest first."""
+    tasks = []
+    for parameters in plan.notebooks.values():
+        if {*FACES, "faces", "split", "split_seed"} <= parameters.keys():
+            with suppress(FileNotFoundError):  # the notebook says so
+                faces = load_frey_faces(source=parameters["faces"]).name
+                tasks += face_tasks(parameters, ((faces, parameters["n_face_seeds"]),))
+    for parameters in plan.notebooks.values():
+        if {*DIGITS, "n_train"} <= parameters.keys():
+            tasks += digit_tasks(parameters, parameters["n_seeds"])
+    return [
+        task for task in dict.fromkeys(tasks) if not checkpoint_path(task.config, plan.checkpoints).exists()
+    ]
 
 
 def study(seeds, lams, folder, scheduler=None):
@@ -285,27 +304,32 @@ def width_study(folder=Path("runs") / "reference" / "path"):
     headline = {"l1": (parameters["lam_sae"],), "contractive": (parameters["lam_cae"],)}
     images = load_mnist().train_images
     train_images, x = images[: parameters["n_train"]], images[-VALIDATION:]
-    for latent_dim, tried in WIDTHS.items():
-        common = {"latent_dim": latent_dim, "epochs": parameters["epochs"]}
+    for changes, tried in WIDTHS:
+        common = {"epochs": parameters["epochs"]} | changes
         torch.manual_seed(0)  # as training does
         best = {"untrained": (0.0, None, AutoencoderConfig(**common).build(images.shape[-2:]).eval())}
-        for penalty, name in (("none", "ae"), ("l1", "sae"), ("contractive", "cae")):
-            strengths = (0.0,) if penalty == "none" else tried[penalty] or headline[penalty]
-            for lam in sorted(strengths):
+        for penalty, strengths in {"none": (0.0,), **tried}.items():
+            name = NAMES[penalty]
+            for lam in sorted(strengths or headline[penalty]):
                 config = AutoencoderConfig(penalty=penalty, lam=lam, **common)
                 trained = load_or_train(config, train_images, x, folders=[SHIPPED, folder])
                 error = trained.history[-1]["val"]
                 if name not in best or error <= TAU * best["ae"][1]:
                     best[name] = lam, error, trained.model.cpu()
         for name, (lam, error, model) in best.items():
-            found = {"latent_dim": latent_dim, "model": name, "lam": lam} | read_width(model)
+            found = {"latent_dim": model.latent_dim, "code": model.code, "epochs": common["epochs"]}
+            found |= {"model": name, "lam": lam} | read_width(model)
             if error is None:
                 found.pop("blend_db")
             else:
                 found |= {"val_mse": error, "of_tau": error / (TAU * best["ae"][1])}
             rows.append(found)
             print(
-                *(f"{value:>12.5g}" if name != "model" else f"{value:>12}" for name, value in found.items())
+                *(
+                    f"{value:>12}" if isinstance(value, str) else f"{value:>12.5g}"
+                    for value in found.values()
+                ),
+                flush=True,
             )
     return rows
 
@@ -438,7 +462,7 @@ def tolerances(entry, widest):
 
 def write_sums():
     """Write data/SHA256SUMS over what is committed there and read by the code."""
-    paths = [*DATA.glob("MNIST/raw/*.gz"), *SHIPPED.glob("*.safetensors"), REFERENCE]
+    paths = [*DATA.glob("MNIST/raw/*.gz"), *SHIPPED.glob("*.safetensors"), REFERENCE, BENCH]
     lines = [
         f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(DATA).as_posix()}\n"
         for path in sorted(paths)

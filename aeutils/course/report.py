@@ -147,7 +147,7 @@ def index_html(metrics, chapters):
     faces = {"frey": "Frey Face, 1965 frames"}.get(metrics["faces"], "drawn stand-in faces")
     parts = [
         f"<h1>Autoencoders: {escape(metrics['profile'])} run</h1>",
-        f"<p>{len(metrics['seconds'])} notebooks in {sum(metrics['seconds'].values()) / 60:.1f} minutes, training "
+        f"<p>{len(metrics['seconds'])} notebooks in {metrics['wall_seconds'] / 60:.1f} minutes, training "
         f"seeds {escape(', '.join(map(str, metrics['seeds'])))}, on {escape(metrics['device'])}; MNIST and {faces}. "
         f"{len(rows)} metrics, {state}.</p>",
     ]

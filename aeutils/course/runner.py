@@ -3,18 +3,25 @@
 import ast
 import csv
 import io
+import multiprocessing
 import os
+import queue
 import re
 import sys
+import threading
 import time
-from contextlib import contextmanager
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed, wait
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
+from unittest.mock import patch
 
 import filelock
 import nbformat
 import papermill
+import psutil
+import torch
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
@@ -115,31 +122,128 @@ def execute(plan, profile=None, keep_going=False, timeout=None):
     RunFailed if a cell fails, or takes longer than `timeout` seconds. With `keep_going` the cells after one that
     fails and the other notebooks run all the same, and the report is written first.
     """
-    folder, failed = plan.folder, {}
+    folder, failed, begun = plan.folder, {}, time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
     with only_run_in(folder):
         killed = [*(folder / "checkpoints").glob(".*.tmp"), *folder.glob(".[0-9][0-9]_*.tmp*")]
         for stale in (folder / "metrics.json", folder / "index.html", *killed):
             stale.unlink(missing_ok=True)
+        train_first(plan)
         seconds = {}
-        bar = tqdm(plan.notebooks.items(), desc="notebooks", unit="notebook", position=0)
-        for path, parameters in bar:
-            bar.set_postfix_str(path.stem)
-            start = time.monotonic()
-            try:
-                run_notebook(path, folder / path.name, parameters, keep_going, timeout)
-            except RunFailed as error:
-                if not keep_going:
-                    raise
+        for path, took, error in run_side_by_side(plan, keep_going, timeout):
+            seconds[path.stem] = took
+            if error:
                 failed[path.name[:2]] = str(error)
-            seconds[path.stem] = round(time.monotonic() - start, 1)
-        metrics = collect(folder, plan, profile or plan.profile, seconds) | {"failed": failed}
+        seconds = {path.stem: seconds[path.stem] for path in plan.notebooks}
+        metrics = collect(folder, plan, profile or plan.profile, seconds)
+        metrics |= {"failed": failed, "wall_seconds": round(time.monotonic() - begun, 1)}
         write_json(folder / "metrics.json", metrics)
         write_exercises(folder / "exercises.csv", metrics["exercises"])
         report.write(folder)
     if failed:
         raise RunFailed("\n\n".join([*failed.values(), f"Report: {folder / 'index.html'}"]))
     return metrics
+
+
+def train_first(plan):
+    """Train the headline models that the plan's notebooks will load, up to four at a time; full profile, CPU only.
+
+    What fails here is left to the notebook that needs it, which says where. Not where OMP_NUM_THREADS is set.
+    """
+    from aeutils.course import reference
+
+    at_once = min(torch.get_num_threads(), 4)
+    if plan.profile != "full" or at_once < 2 or "OMP_NUM_THREADS" in os.environ:
+        return
+    tasks = reference.tasks_of(plan)
+    if not tasks or any(pick_device(p.get("device", "auto")) != "cpu" for p in plan.notebooks.values()):
+        return
+    others, spawn = children(), multiprocessing.get_context("spawn")
+    alone = {"OMP_NUM_THREADS": str(torch.get_num_threads() // at_once), "TQDM_DISABLE": "1"}
+    with patch.dict(os.environ, alone):
+        pool = ProcessPoolExecutor(min(at_once, len(tasks)), spawn, initializer=end_with_parent)
+        futures = [pool.submit(reference.perform, task, plan.checkpoints) for task in tasks]
+        try:
+            for future in tqdm(as_completed(futures), "trainings", len(tasks), unit="model"):
+                future.exception()
+        finally:
+            stop(futures, others)
+            pool.shutdown()
+
+
+def end_with_parent():
+    """Let this process end when the one that started it does, however it ends."""
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
+def children():
+    return set(psutil.Process().children(recursive=True))
+
+
+def stop(futures, others):
+    """End the processes that work for these futures: all children but the `others`."""
+    while wait(futures, timeout=0.2).not_done:
+        for child in children() - others:
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
+
+
+def run_side_by_side(plan, keep_going, timeout):
+    """(notebook, seconds, RunFailed or None) as each ends; two run at a time, with half of the threads each.
+
+    Two networks this small on half of the cores each train faster than one on all. The first notebook of those that
+    share models trains them, the others wait for it. One at a time where there is one core, or OMP_NUM_THREADS is set.
+    At the first failure without `keep_going`, or Ctrl-C, the other notebook's kernel is stopped.
+    """
+    threads, others = torch.get_num_threads(), children()
+    half = {} if "OMP_NUM_THREADS" in os.environ or threads < 2 else {"OMP_NUM_THREADS": str(threads // 2)}
+    trains = {models_of(names): path for path, names in reversed(plan.notebooks.items())}
+    ended = {path: threading.Event() for path in trains.values()}
+    order = sorted(plan.notebooks, key=lambda path: path not in ended)
+    stopped, places = threading.Event(), queue.SimpleQueue()
+
+    def run(path):
+        parameters, place = plan.notebooks[path], places.get()
+        if path not in ended:
+            ended[trains[models_of(parameters)]].wait()
+        start, error = time.monotonic(), None
+        try:
+            if not stopped.is_set():
+                run_notebook(path, plan.folder / path.name, parameters, keep_going, timeout, place)
+        except Exception as failure:
+            if not (keep_going and isinstance(failure, RunFailed)):
+                stopped.set()
+                raise
+            error = failure
+        finally:
+            places.put(place)
+            ended.get(path, threading.Event()).set()
+        return path, round(time.monotonic() - start, 1), error
+
+    pool = ThreadPoolExecutor(2 if half else 1)
+    for place in (1, 2):
+        places.put(place)
+    with patch.dict(os.environ, half):
+        use_own_kernel()
+        bar = tqdm(total=len(order), desc="notebooks", unit="notebook", position=0)
+        futures = [pool.submit(run, path) for path in order]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+                bar.update()
+        finally:
+            stopped.set()
+            for event in ended.values():
+                event.set()
+            stop(futures, others)
+            pool.shutdown()
+            bar.close()
+
+
+def models_of(parameters):
+    """What notebooks that train the same models have in common: the parameters that name a width."""
+    return tuple(sorted(name for name in parameters if name.endswith("latent_dim")))
 
 
 @contextmanager
@@ -158,15 +262,14 @@ def only_run_in(folder):
         lock.release()
 
 
-def run_notebook(path, output, parameters, keep_going=False, timeout=None):
+def run_notebook(path, output, parameters, keep_going=False, timeout=None, place=1):
     """Execute one notebook into `output`, which keeps what ran if a cell fails."""
-    use_own_kernel()
     source = path
     if keep_going:
         source = output.with_name(f".{output.stem}.tmp.ipynb")
         nbformat.write(tolerant(nbformat.read(path, as_version=4)), source)
     quiet = ["--IPKernelApp.log_level=CRITICAL"]
-    bar = {"desc": f"  {path.stem}", "leave": False, "position": 1}
+    bar = {"desc": f"  {path.stem}", "leave": False, "position": place}
     try:
         papermill.execute_notebook(
             source,

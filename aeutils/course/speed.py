@@ -1,0 +1,250 @@
+"""What each choice of the training recipe is worth in seconds, and how time and memory grow."""
+
+import multiprocessing
+import re
+import time
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import psutil
+import torch
+from sklearn import neighbors, svm
+from sklearn.manifold import TSNE
+from torch import nn
+
+from aeutils import models, training
+from aeutils.data import load_mnist
+from aeutils.latent import decode_dataset, encode_dataset
+from aeutils.losses import contractive_penalty, jacobian_frobenius
+from aeutils.metrics import jacobian_over_variance, knn_accuracy
+from aeutils.svm import SVC
+from aeutils.training import SHIPPED, AutoencoderConfig, TrainingFailed, fit, load_or_train
+
+TARGET_MSE, TARGET_SVM, LABELLED = 0.005, 0.98, 20_000
+EPOCHS = (2, 3, 4)  # lengths of a whole training, each with its own one-cycle, tried in this order
+PROBES = ((1, 0.0625), (1, 0.125), (1, 0.25), (1, 0.5), (1, 1.0), (2, 0.5), (4, 0.25), (4, 1.0))
+GROWTH = {  # what grows: its sizes
+    "images": (1000, 4000, 15_000, 60_000),
+    "latent_dim": (16, 64, 256, 512),
+    "epochs": (1, 2, 4, 8),
+    "seeds": (1, 2, 3, 5),
+    "threads": (1, 2),
+    "t-SNE, images": (1000, 2500, 5000, 10_000),
+    "SVM, codes": (2500, 10_000, 60_000),
+    "5-NN, codes": (2500, 10_000, 60_000),
+}
+
+
+def unfused(parameters, fused, make=torch.optim.AdamW, **settings):
+    return make(parameters, **settings)
+
+
+def compiled(config, size, build=AutoencoderConfig.build):
+    model = build(config, size)
+    model.reconstruct = torch.compile(model.reconstruct)
+    return model
+
+
+def nearest(config, size, build=AutoencoderConfig.build):
+    """A 1x1 convolution and nearest-neighbour upsampling where the decoder has a transposed convolution."""
+    model = build(config, size)
+    model.decoder.ups = nn.ModuleList(
+        nn.Sequential(nn.Conv2d(up.in_channels, up.out_channels, 1), nn.Upsample(scale_factor=2))
+        for up in model.decoder.ups
+    )
+    model.decoder.ups.apply(models.initialise)
+    return model
+
+
+def normalised_from(level):
+    parts = {name: partial(getattr(models, name), norm_from=level) for name in ("Encoder", "Decoder")}
+    return patch.multiple(models, **parts)
+
+
+def recipes():
+    """{choice: (what it changes of the configuration, the context to train in)}, one choice changed in each."""
+    as_it_is = nullcontext()
+    return {
+        "as shipped": ({}, as_it_is),
+        "float32 throughout": ({}, patch.object(training, "autocast", lambda device: nullcontext())),
+        "default memory layout": ({}, patch.object(torch, "channels_last", torch.contiguous_format)),
+        "optimiser not fused": ({}, patch.object(torch.optim, "AdamW", unfused)),
+        "compiled": ({}, patch.object(AutoencoderConfig, "build", compiled)),
+        "batch 64": ({"batch_size": 64}, as_it_is),
+        "batch 256": ({"batch_size": 256}, as_it_is),
+        "batch 256, lr .02": ({"batch_size": 256, "lr": 0.02}, as_it_is),
+        "lr .005": ({"lr": 0.005}, as_it_is),
+        "lr .02": ({"lr": 0.02}, as_it_is),
+        "constant lr .001": (
+            {"lr": 0.001},
+            patch.object(training, "one_cycle", lambda step, steps, peak: peak),
+        ),
+        "PyTorch's initialisation": ({}, patch.object(models, "initialise", lambda module: None)),
+        "no level normalised": ({}, normalised_from(3)),
+        "every level normalised": ({}, normalised_from(0)),
+        "nearest-neighbour upsampling": ({}, patch.object(AutoencoderConfig, "build", nearest)),
+        "widths (4, 16, 16)": ({"widths": (4, 16, 16)}, as_it_is),
+        "widths (8, 16, 32)": ({"widths": (8, 16, 32)}, as_it_is),
+        "widths (16, 16, 16)": ({"widths": (16, 16, 16)}, as_it_is),
+        "linear code": ({"code": "linear"}, as_it_is),
+        "sigmoid code": ({"code": "sigmoid"}, as_it_is),
+    }
+
+
+def trained(config):
+    """(seconds, model) of a training, without a checkpoint, on the images that train the headline models."""
+    images = load_mnist().train_images[:55_000]
+    start = time.perf_counter()
+    model, _ = fit(config, images, progress=False)
+    return time.perf_counter() - start, model
+
+
+def quality(model):
+    """Test MSE, and the test accuracy of an RBF SVM that learns from LABELLED codes."""
+    mnist, n = load_mnist(), LABELLED
+    h, h_test = encode_dataset(model, mnist.train_images[:n]), encode_dataset(model, mnist.test_images)
+    mean, scale = h.mean(0), h.var(0).mean().sqrt()
+    reader = SVC(C=10, gamma=1 / h.shape[1]).fit((h - mean) / scale, mnist.train_labels[:n])
+    return {
+        "test_mse": (decode_dataset(model, h_test) - mnist.test_images).square().mean().item(),
+        "svm_accuracy": reader.score((h_test - mean) / scale, mnist.test_labels),
+    }
+
+
+def time_to(reached, config=None, epochs=EPOCHS):
+    """[{"epochs", "seconds", "test_mse", "svm_accuracy"}] of longer and longer trainings until reached(row)."""
+    rows = []
+    for n in epochs:
+        seconds, model = trained(replace(config or AutoencoderConfig(), epochs=n))
+        rows.append({"epochs": n, "seconds": seconds} | quality(model))
+        if reached(rows[-1]):
+            break
+    return rows
+
+
+def ablation():
+    """{choice: rows of time_to the error TARGET_MSE}; a training that fails ends the rows with what it said."""
+    found = {}
+    for name, (changes, context) in recipes().items():
+        with context:
+            try:
+                rows = time_to(lambda row: row["test_mse"] <= TARGET_MSE, AutoencoderConfig(**changes))
+                last = f"{rows[-1]['epochs']} epochs, {rows[-1]['seconds']:.0f} s, MSE {rows[-1]['test_mse']:.5f}"
+            except TrainingFailed as error:
+                rows, last = [], str(error)
+        found[name] = rows
+        print(f"{name:28}{last}", flush=True)
+    return found
+
+
+def penalty_frontier(epochs=2, lam=0.03):
+    """A row for each number of probes and share of the batches: seconds, error and exact contraction of a CAE.
+
+    The estimate is unbiased in every row, so all minimise the same loss; what differs is its variance and its cost.
+    """
+    x, rows = load_mnist().test_images, []
+    for probes, share in PROBES:
+        config = AutoencoderConfig(penalty="contractive", lam=lam, probe_share=share, epochs=epochs)
+        with patch.object(training, "contractive_penalty", partial(contractive_penalty, probes=probes)):
+            seconds, model = trained(config)
+        h, norms = encode_dataset(model, x), jacobian_frobenius(model.encode, x[:200]).detach()
+        rows.append(
+            {
+                "probes": probes,
+                "share": share,
+                "seconds": seconds,
+                "test_mse": (decode_dataset(model, h) - x).square().mean().item(),
+                "jacobian_over_variance": jacobian_over_variance(norms, h),
+            }
+        )
+        print(*(f"{name} {value:.4g}" for name, value in rows[-1].items()), sep="  ", flush=True)
+    return rows
+
+
+def stored_codes():
+    """Codes of all training images by the stored AE, standardised, and their labels."""
+    mnist = load_mnist()
+    images = mnist.train_images
+    model = load_or_train(AutoencoderConfig(), images[:55_000], folders=[SHIPPED], progress=False).model
+    h = encode_dataset(model, images)
+    return (h - h.mean(0)) / h.var(0).mean().sqrt(), mnist.train_labels
+
+
+def libraries(n=10_000):
+    """{name: {"seconds", "accuracy"}}: classifiers of n codes by the course's choice and by plain scikit-learn."""
+    h, y = stored_codes()
+    h, y, h_val, y_val = h[:n], y[:n], h[-5000:], y[-5000:]
+    machine, near = {"C": 10, "gamma": 1 / h.shape[1]}, neighbors.KNeighborsClassifier(5)
+    runs = {
+        "SVM, scikit-learn-intelex": lambda: SVC(**machine).fit(h, y).score(h_val, y_val),
+        "SVM, scikit-learn": lambda: svm.SVC(**machine).fit(h, y).score(h_val, y_val),
+        "5-NN, one matrix product a block": lambda: knn_accuracy(h, y, h_val, y_val, 5),
+        "5-NN, scikit-learn": lambda: near.fit(h, y).score(h_val, y_val),
+    }
+    found = {}
+    for name, run in runs.items():
+        start = time.perf_counter()
+        accuracy = run()
+        found[name] = {"seconds": time.perf_counter() - start, "accuracy": accuracy}
+        print(f"{name:36}{found[name]['seconds']:8.2f} s   accuracy {accuracy:.4f}", flush=True)
+    return found
+
+
+def work(what, size):
+    """The functions, without arguments, that are one size of what grows."""
+    if what in ("t-SNE, images", "SVM, codes", "5-NN, codes"):
+        h, y = stored_codes()
+        h, y = h[:size], y[:size]
+        return {
+            "t-SNE, images": [lambda: TSNE(random_state=0).fit_transform(h.numpy())],
+            "SVM, codes": [lambda: SVC(C=10, gamma=1 / h.shape[1]).fit(h, y)],
+            "5-NN, codes": [lambda: knn_accuracy(h, y, h[:2500], y[:2500], 5)],
+        }[what]
+    images = load_mnist().train_images[: size if what == "images" else 5000]
+    changes = {what: size} if what in ("latent_dim", "epochs") else {}
+    configs = [
+        replace(AutoencoderConfig(epochs=1, seed=seed), **changes)
+        for seed in range(size if what == "seeds" else 1)
+    ]
+    return [partial(fit, config, images, progress=False) for config in configs]
+
+
+def cost(what, size):
+    """(seconds, peak memory of this process in GB) of one size of what grows."""
+    if what == "threads":
+        torch.set_num_threads(size)
+    runs, start = work(what, size), time.perf_counter()
+    for run in runs:
+        run()
+    return time.perf_counter() - start, peak_memory()
+
+
+def peak_memory():
+    """The most memory in GB that this process has held; where the system does not tell (not Linux), what it holds."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) * 1024 / 1e9
+    return psutil.Process().memory_info().rss / 1e9
+
+
+def growth():
+    """{what grows: {"sizes", "seconds", "memory", "exponent"}}, each size measured in a process of its own.
+
+    The exponent p is that of seconds = c size^p, by least squares on the logarithms.
+    """
+    found = {}
+    for what, sizes in GROWTH.items():
+        points = []
+        for size in sizes:
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+                points.append(process.submit(cost, what, size).result())
+            print(f"{what:16}{size:8}{points[-1][0]:9.1f} s{points[-1][1]:7.2f} GB", flush=True)
+        seconds, memory = zip(*points)
+        exponent = np.polyfit(np.log(sizes), np.log(seconds), 1)[0].item()
+        found[what] = {"sizes": sizes, "seconds": seconds, "memory": memory, "exponent": exponent}
+    return found
