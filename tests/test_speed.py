@@ -1,6 +1,7 @@
 """The studies of the recipe: each line changes what its name says, and what grows is measured."""
 
 import dataclasses
+import json
 import math
 
 import psutil
@@ -109,10 +110,11 @@ def test_the_time_to_a_target_is_that_of_the_shortest_training_that_reaches_it(f
 
 
 def test_a_recipe_that_fails_has_no_rows(few, monkeypatch):
-    def time_to(reached, config):
+    def time_to(reached, config, measure):
         if config.lr == 0.02:
             raise TrainingFailed("the model collapsed")
-        return [{"epochs": 1, "seconds": 1.0, "test_mse": 0.1, "svm_accuracy": 0.5}]
+        assert measure is speed.test_error
+        return [{"epochs": 1, "seconds": 1.0, "test_mse": 0.1}]
 
     monkeypatch.setattr(speed, "time_to", time_to)
     found = speed.ablation()
@@ -155,8 +157,9 @@ def test_an_exponent_is_that_of_the_measured_times(monkeypatch):
             return type("Future", (), {"result": lambda self: (3.0 * size**1.5, 0.5)})()
 
     monkeypatch.setattr(speed, "ProcessPoolExecutor", Pool)
-    for grown in speed.growth().values():
-        assert grown["exponent"] == pytest.approx(1.5) and set(grown["memory"]) == {0.5}
+    for what, grown in speed.growth().items():
+        memory = [0.5 * size if what == speed.AT_ONCE else 0.5 for size in grown["sizes"]]
+        assert grown["exponent"] == pytest.approx(1.5) and list(grown["memory"]) == memory
         assert grown["seconds"] == tuple(3.0 * size**1.5 for size in grown["sizes"])
 
 
@@ -168,6 +171,7 @@ def test_what_grows_is_what_its_name_says(monkeypatch):
         ("epochs", 3, [(3, 256, 5000, 0)]),
         ("seeds", 2, [(1, 256, 5000, 0), (1, 256, 5000, 1)]),
         ("threads", 1, [(1, 256, 5000, 0)]),
+        (speed.AT_ONCE, 2, [(1, 256, 5000, 0)]),
     ):
         runs = [(run.args[0], len(run.args[1])) for run in speed.work(what, size)]
         assert [(c.epochs, c.latent_dim, n, c.seed) for c, n in runs] == expected, what
@@ -196,6 +200,15 @@ def test_the_libraries_agree(monkeypatch):
     assert min(accuracy.values()) > 0.8 and all(math.isfinite(row["seconds"]) for row in found.values())
 
 
+def test_the_tables_of_speed_are_those_of_the_record():
+    found = json.loads(readme.BENCH.read_text(encoding="utf-8"))
+    text = readme.SPEED.read_text(encoding="utf-8")
+    assert readme.between(text, "speed", readme.speed_tables(found)) == text
+    assert set(found["ablation"]) == set(speed.recipes()) and set(found["growth"]) == set(speed.GROWTH)
+    for row in found["penalty"]:
+        assert f"| {row['probes']} | {row['share']:g} | {row['seconds']:.0f} |" in text
+
+
 def test_a_record_is_kept_where_the_page_reads_it(tmp_path, monkeypatch):
     kept = tmp_path / "kept"
     kept.mkdir()
@@ -210,3 +223,20 @@ def test_a_record_is_kept_where_the_page_reads_it(tmp_path, monkeypatch):
     assert (kept / "bench.json").read_text() == "{}" and (kept / "studies.png").read_bytes() == b"png"
     assert called == ["page", "sums"] and reference.BENCH == readme.BENCH
     assert dataclasses.asdict(AutoencoderConfig())["probe_share"] in {share for _, share in speed.PROBES}
+
+
+def test_only_what_reaches_the_error_in_fewer_epochs_and_seconds_is_sooner():
+    def rows(epochs, seconds, error):
+        last = {"epochs": epochs, "seconds": seconds, "test_mse": error}
+        return [{"epochs": 1, "seconds": 1.0, "test_mse": 9.0}, last]
+
+    ablation = {"as shipped": rows(3, 40, 0.005), "a": rows(2, 39, 0.005), "b": rows(2, 20, 0.006), "d": []}
+    ablation |= {"c": rows(2, 41, 0.001), "e": rows(3, 30, 0.001)}
+    assert readme.sooner_than_shipped(ablation, 0.005) == ["a"]
+    assert readme.sooner_than_shipped(ablation | {"as shipped": rows(3, 40, 0.006)}, 0.005) == []
+
+
+def test_models_at_once_count_all_their_images():
+    grown = {speed.AT_ONCE: {"sizes": [1, 2], "seconds": [1.0, 2.0]}}
+    found = {"growth": grown, "speeds": {"AE, usual loop": {"median": 1000.0}}}
+    assert bench.at_once_over_the_usual_loop(found) == pytest.approx(2 * speed.N_IMAGES / 2.0 / 1000.0)

@@ -10,6 +10,7 @@ README = DATA.parent / "README.md"
 PICTURES = DATA.parent / "notebooks" / "pictures"
 SPEED = DATA.parent / "SPEED.md"
 BENCH = DATA / "bench.json"
+TARGET = 0.005  # test MSE that the choices of the recipe race to
 CHOSEN = {"01": "1.18", "02": "2.1", "03": "3.8", "04": "4.15"}  # the figure that stands for each notebook
 
 MODELS = ("ae", "sae", "cae", "dae")
@@ -120,14 +121,18 @@ def speed_tables(found):
     lines += [f"| {name} | {value:.2f} |" for name, value in found["ratios"].items()]
     lines += [
         "",
-        "| whole training of an AE | seconds | test MSE | SVM accuracy |",
+        "| epochs of an AE | seconds | test MSE | SVM accuracy |",
         "| --- | --- | --- | --- |",
     ]
-    lines += [f"| {quality(row)} |" for row in found["time_to"]]
-    lines += ["", "| one choice changed | seconds | test MSE | SVM accuracy |", "| --- | --- | --- | --- |"]
+    lines += [f"| {quality(row)} | {row['svm_accuracy']:.4f} |" for row in found["time_to"]]
+    lines += ["", "| one choice changed | epochs | seconds | test MSE |", "| --- | --- | --- | --- |"]
     for name, rows in found["ablation"].items():
-        lines.append(f"| {name}: {quality(rows[-1]) if rows else 'the training fails | – | – | –'} |")
+        lines.append(f"| {name} | {quality(rows[-1]) if rows else '– | it fails | –'} |")
+    sooner = sooner_than_shipped(found["ablation"], TARGET)
     lines += [
+        "",
+        f"In fewer epochs and seconds than as shipped: {', '.join(sooner) or 'none'}. One training a line, on a "
+        "machine that others use: a few seconds more or less say nothing.",
         "",
         "| probes an image | share of the batches | seconds | test MSE | squared Jacobian norm over variance |",
         "| --- | --- | --- | --- | --- |",
@@ -149,10 +154,17 @@ def speed_tables(found):
     return "\n".join(lines)
 
 
+def sooner_than_shipped(ablation, target):
+    """The choices whose training reaches the error in fewer epochs and seconds than that of the recipe as shipped."""
+    reached = {name: rows[-1] for name, rows in ablation.items() if rows and rows[-1]["test_mse"] <= target}
+    usual = reached.get("as shipped", {"epochs": 0, "seconds": 0})
+    return [
+        name for name, row in reached.items() if all(row[key] < usual[key] for key in ("epochs", "seconds"))
+    ]
+
+
 def quality(row):
-    return (
-        f"{row['epochs']} epochs | {row['seconds']:.0f} | {row['test_mse']:.5f} | {row['svm_accuracy']:.4f}"
-    )
+    return f"{row['epochs']} | {row['seconds']:.0f} | {row['test_mse']:.5f}"
 
 
 def write_speed():
