@@ -61,6 +61,7 @@ WIDTHS = (  # what changes of the headline models' configuration, {penalty: stre
 )
 MACHINES = (  # what another machine may change: the number of threads, the processor's instructions
     {"OMP_NUM_THREADS": "2"},
+    {"OMP_NUM_THREADS": "1", "OPENBLAS_CORETYPE": "SkylakeX"},
     {
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_CORETYPE": "Haswell",
