@@ -74,5 +74,12 @@ def command(arguments, log, most_bytes, tells):
     sys.exit(status)
 
 
+def command_on_two_cores(*arguments):
+    """The same where two models can be trained at once, whatever the tests leave to each process."""
+    os.environ.pop("OMP_NUM_THREADS", None)
+    torch.set_num_threads(2)
+    command(*arguments)
+
+
 def said(log):
     return Path(log).read_text(encoding="utf-8", errors="replace").replace("\r", "\n")

@@ -18,7 +18,7 @@ import psutil
 import pytest
 import torch
 from damage import damaged
-from processes import command, rewrite, said, started, train
+from processes import command, command_on_two_cores, rewrite, said, started, train
 from small_notebooks import PARAMETERS, make_notebook, publish
 
 import aeutils
@@ -187,12 +187,11 @@ n_train: int = 1024  # images
 
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill"])
-def test_the_trainings_before_a_full_run_end_with_it(course, end, monkeypatch):
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+def test_the_trainings_before_a_full_run_end_with_it(course, end):
     make_notebook(course / "01_one.ipynb", publish("01"), parameters=PARAMETERS + TRAINED_FIRST)
     log, arguments = course.parent / "log", ["run", "--notebooks", str(course), "--output", "out"]
     resume = course.parent / "out" / "checkpoints"
-    with started(command, arguments, log, 0) as (process, hears):
+    with started(command_on_two_cores, arguments, log, 0) as (process, hears):
         hears.recv_bytes()
         until = time.monotonic() + 120
         while len(list(resume.glob("*.resume"))) < 2 and process.is_alive():
