@@ -198,6 +198,10 @@ def run_side_by_side(plan, keep_going, timeout):
     """
     threads, others = torch.get_num_threads(), children()
     half = {} if "OMP_NUM_THREADS" in os.environ or threads < 2 else {"OMP_NUM_THREADS": str(threads // 2)}
+    here, absolute = (
+        Path.cwd(),
+        {path: path.absolute() for path in plan.notebooks},
+    )  # papermill changes folders
     trains = {models_of(names): path for path, names in reversed(plan.notebooks.items())}
     ended = {path: threading.Event() for path in trains.values()}
     order = sorted(plan.notebooks, key=lambda path: path not in ended)
@@ -210,7 +214,7 @@ def run_side_by_side(plan, keep_going, timeout):
         start, error = time.monotonic(), None
         try:
             if not stopped.is_set():
-                run_notebook(path, plan.folder / path.name, parameters, keep_going, timeout, place)
+                run_notebook(absolute[path], plan.folder / path.name, parameters, keep_going, timeout, place)
         except Exception as failure:
             if not (keep_going and isinstance(failure, RunFailed)):
                 stopped.set()
@@ -238,6 +242,7 @@ def run_side_by_side(plan, keep_going, timeout):
                 event.set()
             stop(futures, others)
             pool.shutdown()
+            os.chdir(here)
             bar.close()
 
 
