@@ -5,6 +5,15 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 PARAMETERS = 'profile: str = "reference"  # which\nseed: int = 0  # first\nn_seeds: int = 1  # how many\n'
+DIGITS = """
+checkpoints: str = ""  # weights
+latent_dim: int = 2  # units
+lam_sae: float = 0.001  # weight
+lam_cae: float = 0.001  # weight
+sigma_dae: float = 0.1  # noise
+epochs: int = 1  # epochs
+n_train: int = 1024  # images
+"""  # the parameters of a notebook that loads the digit models
 PUBLISH = """
 from IPython.display import Markdown, display
 key, draw = "application/vnd.aeutils.results+json", {{"value": 2.5, "per_seed": [2.5], "ci95": None, "unit": "dB"}}

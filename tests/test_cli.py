@@ -12,8 +12,8 @@ from pathlib import Path
 import nbformat
 import pytest
 import torch
+from small_notebooks import DIGITS, make_notebook, publish
 from small_notebooks import PARAMETERS as USUAL
-from small_notebooks import make_notebook, publish
 
 import aeutils.__main__
 from aeutils.course import cli, reference, results, runner, settings
@@ -344,19 +344,6 @@ def test_notebooks_of_other_models_run_at_the_same_time_with_half_of_the_threads
     assert list(metrics["seconds"]) == ["01_one", "02_two", "04_four"]
 
 
-TRAINS = (
-    USUAL
-    + """
-n_seeds: int = 1  # seeds
-checkpoints: str = ""  # weights
-latent_dim: int = 2  # units
-lam_sae: float = 0.001  # weight
-lam_cae: float = 0.001  # weight
-sigma_dae: float = 0.1  # noise
-epochs: int = 1  # epochs
-n_train: int = 1024  # images
-"""
-)
 LOADS = """
 from pathlib import Path
 print(*sorted(path.name.split("-seed")[0] for path in Path(checkpoints).glob("*.safetensors")))
@@ -366,7 +353,7 @@ print(*sorted(path.name.split("-seed")[0] for path in Path(checkpoints).glob("*.
 def test_a_full_run_trains_the_headline_models_first_and_side_by_side(course, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(runner.torch, "get_num_threads", lambda: 2)
-    make_notebook(course / "01_one.ipynb", LOADS, publish("01"), parameters=TRAINS)
+    make_notebook(course / "01_one.ipynb", LOADS, publish("01"), parameters=USUAL + DIGITS)
     arguments = ["run", "--notebooks", str(course), "--output", "out"]
     assert cli.command_line([*arguments, "-p", "seed", "3", "-p", "n_seeds", "1"]) in (0, 2)
     kinds = ("contractive", "denoising", "l1", "none")

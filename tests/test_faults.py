@@ -19,7 +19,7 @@ import pytest
 import torch
 from damage import damaged
 from processes import command, command_on_two_cores, rewrite, said, started, train
-from small_notebooks import PARAMETERS, make_notebook, publish
+from small_notebooks import DIGITS, PARAMETERS, make_notebook, publish
 
 import aeutils
 from aeutils import data, training
@@ -175,21 +175,11 @@ def course_that_trains(course):
     return course
 
 
-TRAINED_FIRST = """
-checkpoints: str = ""  # weights
-latent_dim: int = 2  # units
-lam_sae: float = 0.001  # weight
-lam_cae: float = 0.001  # weight
-sigma_dae: float = 0.1  # noise
-epochs: int = 1000  # epochs
-n_train: int = 1024  # images
-"""
-
-
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill"])
 def test_the_trainings_before_a_full_run_end_with_it(course, end):
-    make_notebook(course / "01_one.ipynb", publish("01"), parameters=PARAMETERS + TRAINED_FIRST)
-    log, arguments = course.parent / "log", ["run", "--notebooks", str(course), "--output", "out"]
+    make_notebook(course / "01_one.ipynb", publish("01"), parameters=PARAMETERS + DIGITS)
+    log = course.parent / "log"
+    arguments = ["run", "--notebooks", str(course), "--output", "out", "-p", "epochs", "1000"]
     resume = course.parent / "out" / "checkpoints"
     with started(command_on_two_cores, arguments, log, 0) as (process, hears):
         hears.recv_bytes()

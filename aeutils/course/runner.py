@@ -198,10 +198,6 @@ def run_side_by_side(plan, keep_going, timeout):
     """
     threads, others = torch.get_num_threads(), children()
     half = {} if "OMP_NUM_THREADS" in os.environ or threads < 2 else {"OMP_NUM_THREADS": str(threads // 2)}
-    here, absolute = (
-        Path.cwd(),
-        {path: path.absolute() for path in plan.notebooks},
-    )  # papermill changes folders
     trains = {models_of(names): path for path, names in reversed(plan.notebooks.items())}
     ended = {path: threading.Event() for path in trains.values()}
     order = sorted(plan.notebooks, key=lambda path: path not in ended)
@@ -214,7 +210,7 @@ def run_side_by_side(plan, keep_going, timeout):
         start, error = time.monotonic(), None
         try:
             if not stopped.is_set():
-                run_notebook(absolute[path], plan.folder / path.name, parameters, keep_going, timeout, place)
+                run_notebook(path, plan.folder / path.name, parameters, keep_going, timeout, place)
         except Exception as failure:
             if not (keep_going and isinstance(failure, RunFailed)):
                 stopped.set()
@@ -242,7 +238,6 @@ def run_side_by_side(plan, keep_going, timeout):
                 event.set()
             stop(futures, others)
             pool.shutdown()
-            os.chdir(here)
             bar.close()
 
 
@@ -282,7 +277,7 @@ def run_notebook(path, output, parameters, keep_going=False, timeout=None, place
             parameters,
             kernel_name="python3",
             progress_bar=bar,
-            cwd=output.parent,
+            resources={"metadata": {"path": str(output.parent)}},  # cwd= would move this process too
             autosave_cell_every=5,
             execution_timeout=timeout,
             extra_arguments=quiet,

@@ -134,7 +134,7 @@ def time_to(reached, config=None, measure=quality, epochs=EPOCHS):
 
 
 def ablation():
-    """{choice: rows of time_to the error TARGET}; a training that fails ends the rows with what it said."""
+    """{choice: rows of time_to the error TARGET}; a training that fails has none."""
     found = {}
     for name, (changes, context) in recipes().items():
         with context:
