@@ -343,17 +343,15 @@ def read_width(model):
     h, h_test, h_noisy = (encode_dataset(model, images) for images in (mnist.train_images, x_test, noisy))
     mean, scale = h.mean(0), h.var(0).mean().sqrt()
     u, u_test, u_noisy = (((codes - mean) / scale).numpy() for codes in (h, h_test, h_noisy))
-    search = GridSearchCV(
-        LogisticRegression(tol=1e-3, max_iter=500), {"C": [0.003, 0.01, 0.03, 0.1, 0.3]}, cv=3
-    )
-    C = search.fit(u[:20_000], y[:20_000]).best_params_["C"]
-    linear = LogisticRegression(C=C, tol=1e-3, max_iter=500).fit(u, y)
+    linear = LogisticRegression(tol=1e-5, max_iter=5000)
+    search = GridSearchCV(linear, {"C": [0.003, 0.01, 0.03, 0.1, 0.3]}, cv=3).fit(u[:20_000], y[:20_000])
+    linear.set_params(**search.best_params_).fit(u, y)
     svm = SVC(C=10, gamma=1 / u.shape[1], cache_size=1000).fit(u, y)
     pairs = different_pairs(mnist.test_labels, 1000)
     path = interpolate(model, x_test[pairs[:, 0]], x_test[pairs[:, 1]], [0.2, 0.4, 0.6, 0.8])
     return {
         "active_share": active_share(h_test, h[-VALIDATION:].abs().amax(0)),
-        "logreg_C": C,
+        "logreg_C": linear.C,
         "logreg_accuracy": linear.score(u_test, y_test),
         "svm_accuracy": svm.score(u_test, y_test),
         "knn5": knn_accuracy(h, mnist.train_labels, h_test, mnist.test_labels, 5),
