@@ -6,6 +6,7 @@ import math
 import os
 import re
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import nbformat
@@ -17,6 +18,7 @@ from damage import damaged
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
+from sklearn.linear_model import LogisticRegression
 from sklearn.svm import SVC
 from small_notebooks import make_notebook
 
@@ -580,6 +582,10 @@ def test_what_is_read_from_a_width_is_learned_from_training_codes_only(monkeypat
     h_max = x[:600].flatten(1)[:, :28].abs().amax(0)
     assert found["active_share"] == pytest.approx(active_share(x[600:].flatten(1)[:, :28], h_max))
     assert found["blend_db"] > 100
+    stopped = partial(LogisticRegression, max_iter=3)
+    monkeypatch.setattr(reference_run, "LogisticRegression", lambda tol, max_iter: stopped(tol=tol))
+    short = reference_run.read_width(model)
+    assert found.keys() - short.keys() == {"logreg_C", "logreg_accuracy"}
 
 
 FACES = """
