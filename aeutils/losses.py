@@ -39,8 +39,8 @@ def contractive_penalty(encode, x, probes=1, generator=None):
     """Unbiased estimate of the batch mean of ||J||_F^2, J = dh/dx of one example, differentiable in the parameters.
 
     E||J^T v||^2 = tr(J J^T) = ||J||_F^2 for random signs v (Hutchinson, 1989): one backward pass a probe, not one a
-    unit. Its variance is 2 (||A||_F^2 - sum_i A_ii^2) / probes with A = J J^T. x is (B, 1, H, W); returns a scalar.
-    `encode` must treat the examples apart (no batch statistics). Raises ValueError where probes < 1.
+    unit. For one example its variance is 2 (||A||_F^2 - sum_i A_ii^2) / probes, A = J J^T. x is (B, 1, H, W);
+    returns a scalar. `encode` must treat the examples apart (no batch statistics). Raises ValueError where probes < 1.
     """
     if probes < 1:
         raise ValueError(f"probes is {probes}; it must be 1 or more.")

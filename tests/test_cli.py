@@ -401,9 +401,26 @@ def test_what_is_trained_first_is_what_the_notebooks_load(monkeypatch, tmp_path)
     tasks = reference.tasks_of(plan)
     assert {task.config for task in tasks} == set(loaded) and len(tasks) == len(loaded) == 13
     assert {task.n_train for task in tasks} == {2048, None}
-    checkpoint_path(loaded[0], plan.checkpoints).parent.mkdir()
-    checkpoint_path(loaded[0], plan.checkpoints).touch()
+    checkpoint_path(loaded[0], plan.weights[0]).parent.mkdir()
+    checkpoint_path(loaded[0], plan.weights[0]).touch()
     assert loaded[0] not in [task.config for task in reference.tasks_of(plan)]
+
+
+def test_nothing_is_trained_first_where_the_shipped_weights_are_taken(tmp_path):
+    plan = runner.plan(runner.NOTEBOOKS, "full", {}, tmp_path, reuse=True)
+    assert reference.tasks_of(plan) == []
+    anew = reference.tasks_of(runner.plan(runner.NOTEBOOKS, "full", {}, tmp_path))
+    assert len(anew) >= 4 * 3
+    other = runner.plan(runner.NOTEBOOKS, "full", {"lam_cae": 0.5}, tmp_path, reuse=True)
+    assert {task.config.penalty for task in reference.tasks_of(other)} == {"contractive"}
+
+
+def test_notebooks_of_the_same_models_run_at_the_same_time_once_these_are_trained(course, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(runner.torch, "get_num_threads", lambda: 6)
+    make_notebook(course / "01_one.ipynb", meeting("one", "two"), publish("01"), parameters=WIDTH)
+    make_notebook(course / "02_two.ipynb", meeting("two", "one"), publish("02"), parameters=WIDTH)
+    assert cli.command_line(["run", "--notebooks", str(course), "--output", "out"]) == 0
 
 
 def test_nothing_is_trained_first_in_a_quick_run_or_where_the_threads_are_given(monkeypatch, tmp_path):

@@ -198,7 +198,7 @@ def face_tasks(parameters, sources=(("frey", FACE_SEEDS), ("synthetic", 1))):
 
 
 def tasks_of(plan):
-    """The headline trainings of a plan's notebooks whose weights are not in its folder, the longest first."""
+    """The headline trainings of a plan's notebooks whose weights are in none of its folders, the longest first."""
     tasks = []
     for parameters in plan.notebooks.values():
         if {*FACES, "faces", "split", "split_seed"} <= parameters.keys():
@@ -209,7 +209,9 @@ def tasks_of(plan):
         if {*DIGITS, "n_train"} <= parameters.keys():
             tasks += digit_tasks(parameters, parameters["n_seeds"])
     return [
-        task for task in dict.fromkeys(tasks) if not checkpoint_path(task.config, plan.checkpoints).exists()
+        task
+        for task in dict.fromkeys(tasks)
+        if not any(checkpoint_path(task.config, folder).exists() for folder in plan.weights)
     ]
 
 

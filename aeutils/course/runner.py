@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from aeutils.course import report
 from aeutils.course.results import MIME, write_json
-from aeutils.course.settings import PARAMETERS, PROFILES, check_parameters, seeds_of
+from aeutils.course.settings import PARAMETERS, PROFILES, check_parameters, folders_for, seeds_of
 from aeutils.data import HOME, write_atomically
 from aeutils.training import pick_device
 
@@ -47,7 +47,7 @@ class Plan(NamedTuple):
     notebooks: dict  # path -> its parameters
     profile: str
     folder: Path
-    checkpoints: Path
+    weights: list  # the folders where weights are looked for; they are trained into the last
 
 
 def plan(notebooks, profile, overrides, folder, reuse=False):
@@ -71,7 +71,7 @@ def plan(notebooks, profile, overrides, folder, reuse=False):
     for path, names in known.items():
         parameters[path] = names | {name: value for name, value in chosen.items() if name in names}
         check_parameters(parameters[path])
-    return Plan(parameters, profile, folder, Path(chosen.get("checkpoints") or folder / "checkpoints"))
+    return Plan(parameters, profile, folder, folders_for(chosen.get("checkpoints", "")))
 
 
 def check_folder(folder):
@@ -128,9 +128,8 @@ def execute(plan, profile=None, keep_going=False, timeout=None):
         killed = [*(folder / "checkpoints").glob(".*.tmp"), *folder.glob(".[0-9][0-9]_*.tmp*")]
         for stale in (folder / "metrics.json", folder / "index.html", *killed):
             stale.unlink(missing_ok=True)
-        train_first(plan)
-        seconds = {}
-        for path, took, error in run_side_by_side(plan, keep_going, timeout):
+        trained, seconds = train_first(plan), {}
+        for path, took, error in run_side_by_side(plan, trained, keep_going, timeout):
             seconds[path.stem] = took
             if error:
                 failed[path.name[:2]] = str(error)
@@ -148,27 +147,29 @@ def execute(plan, profile=None, keep_going=False, timeout=None):
 def train_first(plan):
     """Train the headline models that the plan's notebooks will load, up to four at a time; full profile, CPU only.
 
-    What fails here is left to the notebook that needs it, which says where. Not where OMP_NUM_THREADS is set.
+    Whether all are there now: what fails here is left to the notebook that needs it, which says where. Nothing is
+    trained first where OMP_NUM_THREADS is set.
     """
     from aeutils.course import reference
 
     at_once = min(torch.get_num_threads(), 4)
     if plan.profile != "full" or at_once < 2 or "OMP_NUM_THREADS" in os.environ:
-        return
+        return False
     tasks = reference.tasks_of(plan)
     if not tasks or any(pick_device(p.get("device", "auto")) != "cpu" for p in plan.notebooks.values()):
-        return
+        return not tasks
     others, spawn = children(), multiprocessing.get_context("spawn")
     alone = {"OMP_NUM_THREADS": str(torch.get_num_threads() // at_once), "TQDM_DISABLE": "1"}
     with patch.dict(os.environ, alone):
         pool = ProcessPoolExecutor(min(at_once, len(tasks)), spawn, initializer=end_with_parent)
-        futures = [pool.submit(reference.perform, task, plan.checkpoints) for task in tasks]
+        futures = [pool.submit(reference.perform, task, plan.weights[-1]) for task in tasks]
         try:
             for future in tqdm(as_completed(futures), "trainings", len(tasks), unit="model"):
                 future.exception()
         finally:
             stop(futures, others)
             pool.shutdown()
+    return not reference.tasks_of(plan)
 
 
 def end_with_parent():
@@ -189,11 +190,12 @@ def stop(futures, others):
                 child.kill()
 
 
-def run_side_by_side(plan, keep_going, timeout):
+def run_side_by_side(plan, trained, keep_going, timeout):
     """(notebook, seconds, RunFailed or None) as each ends; two run at a time, with half of the threads each.
 
-    Two networks this small on half of the cores each train faster than one on all. The first notebook of those that
-    share models trains them, the others wait for it. One at a time where there is one core, or OMP_NUM_THREADS is set.
+    Two networks this small on half of the cores each train faster than one on all. Unless the models are `trained`,
+    the first notebook of those that share them trains them, and the others wait for it. One at a time where there is
+    one core, or OMP_NUM_THREADS is set.
     At the first failure without `keep_going`, or Ctrl-C, the other notebook's kernel is stopped.
     """
     threads, others = torch.get_num_threads(), children()
@@ -205,7 +207,7 @@ def run_side_by_side(plan, keep_going, timeout):
 
     def run(path):
         parameters, place = plan.notebooks[path], places.get()
-        if path not in ended:
+        if not trained and path not in ended:
             ended[trains[models_of(parameters)]].wait()
         start, error = time.monotonic(), None
         try:

@@ -16,7 +16,7 @@ def folder(tmp_path_factory):
     for path in runner.NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"):
         (folder / path.name).write_bytes(path.read_bytes())
         plan[path] = runner.defaults(path)
-    metrics = runner.collect(folder, runner.Plan(plan, "reference", folder, folder), "reference", {})
+    metrics = runner.collect(folder, runner.Plan(plan, "reference", folder, [folder]), "reference", {})
     (folder / "metrics.json").write_text(json.dumps(metrics))
     report.write(folder)
     return folder
