@@ -330,11 +330,11 @@ def test_a_recorded_study_of_widths_is_told_as_it_is():
     assert len(rows) == 7 and {len(row) for row in rows} == {13} and blends == [[64, 256], [512], [64, 256]]
     assert [row[1:4] for row in rows if row[0] == "SAE"][-1] == (512, "sigmoid", 4)
     frontier, wider, nothing = told
-    best = "Best for a linear reader: SAE of 256 units (error 3.00 %, 50.0 % under noise, blends 21.0 dB). "
-    best += "Best under noise: CAE of 64 units"
-    assert best in frontier and "costs 20.0 points under noise and 4.0 dB in blends" in frontier
-    assert "does best on SAE of 64 units" in frontier
-    assert frontier.endswith("in the other two: SAE of 64 units; CAE of 64 units; SAE of 256 units.")
+    best = "Best for a linear reader: SAE of 256 units (error 3.00 %, 50.0 % under noise, blends 21.0 dB), by 100 of "
+    best += "the 10,000 test images. Best under noise: CAE of 64 units"
+    assert best in frontier and "is 20.0 points under the best in noise and 4.0 dB in blends" in frontier
+    assert "does best on SAE of 64 units, by 100 images" in frontier
+    assert frontier.endswith("better in one than: SAE of 64 units; CAE of 64 units; SAE of 256 units.")
     assert "20.00 to 10.00 % (untrained encoder)" in wider
     assert "for: untrained encoder, SAE; not for: CAE. Width alone" in wider
     assert nothing == "The reference run has recorded no study of widths."
