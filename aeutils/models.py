@@ -177,8 +177,8 @@ class VAE(nn.Module):
 
     p(x|z) is a discretised logistic a pixel (Salimans et al., 2017), its mean m(z) and scale s(z) both decoded from z:
     p(k|z) = sigmoid((x + 1/510 - m) / s) - sigmoid((x - 1/510 - m) / s) with x = k/255, and the tails of the logistic
-    belong to k = 0 and k = 255. m = sigmoid(c + D_1(z)) and log s = c' + D_2(z): two maps learned for all images, and
-    what the U-Net decoder D adds to them. Smooth activations make a decoder that is smooth in z.
+    belong to k = 0 and k = 255. m = sigmoid(c + D_1(z)) and log s = clip(c' + D_2(z), -3, 3) - 3: c and c' are maps
+    learned for all images, D is the U-Net decoder. Smooth activations make a decoder that is smooth in z.
 
     Errors of neighbouring pixels go together, so p(x|z) is a product over the pixels, each given those before it: what
     `from_neighbours` tells of a pixel's error x - m is added to its m, with weights learned for all pixels. With a

@@ -128,7 +128,7 @@ class VAEConfig:
         return reconstruction + self.beta * kl, {"reconstruction": reconstruction.detach(), "kl": kl.detach()}
 
     def score(self, model, x, generator):
-        """-ELBO in nats, summed over the batch; the lower the better."""
+        """The loss, for beta = 1 the -ELBO, in nats, summed over the batch; the lower the better."""
         reconstruction, kl = negative_elbo(model, x, generator=generator)
         return (reconstruction + self.beta * kl).sum()
 
@@ -182,7 +182,7 @@ def fit(config, images, val_images=None, *, resume=None, device="auto", progress
     optimiser = torch.optim.AdamW(
         model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
     )
-    per_epoch = math.ceil(len(images) / config.batch_size)
+    per_epoch = len(batches(torch.arange(len(images)), config.batch_size))
     steps = config.epochs * per_epoch
     history, saved = [], time.monotonic()
     if resume is not None:
@@ -196,7 +196,7 @@ def fit(config, images, val_images=None, *, resume=None, device="auto", progress
             len(images), generator=torch.Generator().manual_seed(epoch_seed(config.seed, epoch))
         )
         sums, model = {}, model.train()
-        for i, index in enumerate(order.split(config.batch_size)):
+        for i, index in enumerate(batches(order, config.batch_size)):
             step = epoch * per_epoch + i
             x = images[index].to(device).contiguous(memory_format=torch.channels_last)
             for group in optimiser.param_groups:
@@ -205,9 +205,10 @@ def fit(config, images, val_images=None, *, resume=None, device="auto", progress
                 loss, terms = config.loss(model, x, generator, step / steps)
             if not torch.isfinite(loss):
                 bar.close()
+                kept = resume is not None and Path(resume).exists()
                 raise TrainingFailed(
-                    f"the loss is {loss.item()} at step {i} of epoch {epoch}; lower lr (now {config.lr}). "
-                    f"The weights after epoch {epoch - 1} are kept in {resume}."
+                    f"the loss is {loss.item()} at step {i} of epoch {epoch}; lower lr (now {config.lr})."
+                    + (f" The weights of an earlier epoch are kept in {resume}." if kept else "")
                 )
             optimiser.zero_grad()
             loss.backward()
@@ -227,6 +228,14 @@ def fit(config, images, val_images=None, *, resume=None, device="auto", progress
     model.eval()
     check_alive(model, images[: config.batch_size].to(device))
     return model, history
+
+
+def batches(order, batch_size):
+    """The order in parts of batch_size; a last one of one image, which has no deviation, joins the one before it."""
+    parts = list(order.split(batch_size))
+    if len(parts[-1]) == 1 < len(parts):
+        parts[-2:] = [torch.cat(parts[-2:])]
+    return parts
 
 
 def epoch_seed(seed, epoch):
@@ -264,7 +273,7 @@ def check_images(images, batch_size):
 def check_alive(model, x):
     """Raise TrainingFailed if the reconstructions of different images are one image: the decoder ignores the code."""
     spread = model(x).std(0).mean().item()
-    if spread < 1e-4:
+    if not spread >= 1e-4:  # NaN included
         raise TrainingFailed(
             f"the model collapsed: its reconstructions differ by {spread:.1e} from image to image. "
             "Lower lr, or the weight of the penalty."

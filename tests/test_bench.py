@@ -34,10 +34,21 @@ def test_a_bench_writes_what_it_measured(tmp_path, monkeypatch):
     written = json.loads((tmp_path / "bench" / "bench.json").read_text())
     median = {name: row["median"] for name, row in written["speeds"].items()}
     assert all(len(row["all"]) == 2 and min(row["all"]) > 0 for row in written["speeds"].values())
-    ratio = written["ratios"]["CAE step over the plain step"]
-    assert ratio == pytest.approx(median["AE, training"] / median["CAE, training"])
+    over = {
+        "AE training over the usual loop": ("AE, training", "AE, usual loop"),
+        "the same with batches of 256": ("AE, training, batches of 256", "AE, usual loop"),
+        "CAE step over the plain step": ("AE, training", "CAE, training"),
+        "probe over exact by rows": ("penalty: one random probe", "penalty: exact, by rows"),
+    }
+    for name, (one, other) in over.items():
+        assert written["ratios"][name] == pytest.approx(median[one] / median[other])
     assert written["time_to"] == TRAINED and "ablation" not in written
     assert (tmp_path / "bench" / "bench.png").stat().st_size > 10_000
+
+
+def test_only_the_images_that_a_step_saw_count():
+    seen = []
+    assert bench.indexed(lambda x: seen.append(len(x)), torch.rand(50, 1, 4, 4), 8) == sum(seen) == 50
 
 
 def test_a_target_is_reached_only_where_both_are():

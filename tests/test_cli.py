@@ -19,7 +19,7 @@ import aeutils.__main__
 from aeutils.course import cli, reference, results, runner, settings
 from aeutils.course.settings import PARAMETERS, check_parameters
 from aeutils.data import load_mnist
-from aeutils.training import checkpoint_path, load_or_train, read_checkpoint
+from aeutils.training import AutoencoderConfig, checkpoint_path, load_or_train, read_checkpoint
 
 
 def snapshot(folder):
@@ -230,7 +230,11 @@ def test_values_keep_their_types(all_parameters):
     plan = runner.plan(all_parameters, "quick", given, "out")
     chosen = plan.notebooks[all_parameters / "01_all.ipynb"]
     assert chosen["latent_dim"] == 64 and chosen["lam_sae"] == 1.0 and isinstance(chosen["lam_sae"], float)
-    assert chosen["faces"] == "frey" and chosen["checkpoints"] == "w" and chosen["profile"] == "quick"
+    assert (
+        chosen["faces"] == "frey"
+        and chosen["checkpoints"] == str(Path("w").absolute())
+        and chosen["profile"] == "quick"
+    )
     assert chosen["n_train"] == 1024 and chosen["seed"] == 0
 
 
@@ -404,6 +408,43 @@ def test_what_is_trained_first_is_what_the_notebooks_load(monkeypatch, tmp_path)
     checkpoint_path(loaded[0], plan.weights[0]).parent.mkdir()
     checkpoint_path(loaded[0], plan.weights[0]).touch()
     assert loaded[0] not in [task.config for task in reference.tasks_of(plan)]
+
+
+def test_relative_folders_are_those_of_the_caller(course, monkeypatch):
+    monkeypatch.setenv("AEUTILS_DATA", "here")
+    say = "import os\nprint(os.environ['AEUTILS_DATA'], checkpoints)"
+    asks = USUAL + 'checkpoints: str = ""  # folder\n'
+    make_notebook(course / "01_one.ipynb", say, publish("01"), parameters=asks)
+    arguments = ["run", "--notebooks", str(course), "--output", "out", "-p", "checkpoints", "weights"]
+    assert cli.command_line(arguments) == 0
+    assert said_in("out/01_one.ipynb") == f"{Path('here').absolute()} {Path('weights').absolute()}\n"
+    plan = runner.plan(course, "full", {"checkpoints": "weights"}, "out")
+    assert plan.weights == [Path("weights").absolute()]
+
+
+def test_a_run_keeps_nothing_of_another_run_in_its_folder(course):
+    make_notebook(course / "01_one.ipynb", publish("01"))
+    assert cli.command_line(["run", "--notebooks", str(course), "--output", "out"]) == 0
+    (course / "01_one.ipynb").unlink()
+    make_notebook(course / "02_two.ipynb", "1 / 0")
+    assert cli.command_line(["run", "--notebooks", str(course), "--output", "out"]) == 1
+    assert not Path("out/exercises.csv").exists()
+    assert cli.command_line(["run", "--notebooks", str(course), "--output", "out", "--keep-going"]) == 1
+    assert "01_one" not in Path("out/index.html").read_text()
+
+
+def test_what_is_trained_first_is_trained_on_the_device_that_was_asked_for(tmp_path, monkeypatch):
+    asked = []
+
+    def spy(*_, device="auto", **__):
+        asked.append(device)
+        raise KeyError
+
+    monkeypatch.setattr(reference, "load_or_train", spy)
+    task = reference.Task("ae", AutoencoderConfig(), 1024)
+    with pytest.raises(KeyError):
+        reference.perform(task, tmp_path, "cpu")
+    assert asked == ["cpu"]
 
 
 def test_nothing_is_trained_first_where_the_shipped_weights_are_taken(tmp_path):

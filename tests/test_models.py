@@ -256,3 +256,29 @@ def test_only_a_decoder_that_normalises_its_code_is_blind_to_the_code_s_length()
         difference = (decoder(5 * z) - decoder(z)).abs().max()
         assert (difference < 1e-3) == norm_code
     assert not VAE(3).decoder.norm_code
+
+
+def test_the_vaes_distributions_are_those_worked_out_by_hand():
+    torch.manual_seed(0)
+    vae = VAE(3, widths=(4, 4), size=(8, 8)).eval()
+    vae.bias.data.copy_(4 * torch.randn(2, 8, 8))  # some beyond the clip
+    z, x = torch.randn(5, 3), torch.rand(5, 1, 8, 8)
+    out = vae.decoder(z)
+    mean, log_scale = vae.pixel_distribution(z)
+    assert torch.allclose(mean, 1 / (1 + torch.exp(-(out[:, :1] + vae.bias[0]))), atol=1e-6)
+    s = out[:, 1:] + vae.bias[1]
+    clipped = torch.where(s > 3, torch.tensor(0.0), torch.where(s < -3, torch.tensor(-6.0), s - 3))
+    assert torch.allclose(log_scale, clipped, atol=1e-6) and (s.abs() > 3).any() and (s.abs() < 3).any()
+    vae.encoder.dense.bias.data.copy_(torch.tensor([9.0, 0.0, -9.0, 9.0, -20.0, 2.0]))
+    mu, logvar = vae.encode(x)
+    a = vae.encoder(x)
+    assert torch.equal(mu, a[:, :3])
+    assert torch.equal(logvar[:, 2], a[:, 5]) and (logvar[:, 0] == 4).all() and (logvar[:, 1] == -12).all()
+
+
+def test_the_relu_code_is_the_one_worked_out_by_hand():
+    model = Autoencoder(3, widths=(4, 4), code="relu", size=(8, 8)).eval()
+    model.threshold.data.copy_(torch.tensor([0.5, -0.5, 0.0]))
+    a, m, s = torch.tensor([[1.0, 1.0, -4.0]]), torch.tensor([2.0, 0.0, 0.0]), torch.tensor([2.0, 4.0, 1.0])
+    assert torch.equal(model.activate(a, (m, s)), torch.tensor([[0.0, 0.0, 0.0]]))
+    assert torch.equal(model.activate(a + 3, (m, s)), torch.tensor([[1.5, 0.5, 0.0]]))

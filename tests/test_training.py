@@ -8,7 +8,7 @@ import os
 import pytest
 import torch
 from damage import damaged
-from torch.distributions import Bernoulli, kl_divergence
+from torch.distributions import Bernoulli, Normal, kl_divergence
 from torch.func import jacrev, vmap
 
 from aeutils import training
@@ -328,8 +328,22 @@ def test_a_full_disk_leaves_nothing_half_written(images, tmp_path, monkeypatch):
 
 
 def test_nan_stops_the_training_and_names_the_step(images):
-    with pytest.raises(TrainingFailed, match=r"step \d+ of epoch \d+"):
+    with pytest.raises(TrainingFailed, match=r"step \d+ of epoch \d+") as failed:
         quiet(dataclasses.replace(SMALL, lr=1e30), images)
+    assert "kept in" not in str(failed.value)
+
+
+@pytest.mark.parametrize(
+    ("n", "sizes"), [(257, [128, 129]), (258, [128, 128, 2]), (256, [128, 128]), (1, [1])]
+)
+def test_no_batch_of_one_image_is_left_over(n, sizes):
+    parts = training.batches(torch.arange(n), 128)
+    assert [len(part) for part in parts] == sizes and torch.equal(torch.cat(parts), torch.arange(n))
+
+
+def test_reconstructions_that_are_no_numbers_are_no_life():
+    with pytest.raises(TrainingFailed, match="collapsed"):
+        training.check_alive(lambda x: x * torch.nan, torch.rand(4, 1, 8, 8))
 
 
 def test_a_collapsed_model_is_an_error(images, monkeypatch):
@@ -411,3 +425,34 @@ def test_one_cycle_rises_to_the_peak_and_falls_to_zero():
 def test_training_runs_on_cuda(images):
     model, _ = quiet(SMALL, images, device="cuda")
     assert next(model.parameters()).is_cuda
+
+
+def test_a_vaes_score_is_its_loss_with_beta_summed_over_the_batch():
+    torch.manual_seed(0)
+    config, x = VAEConfig(latent_dim=3, beta=2.5), torch.randint(0, 256, (4, 1, 28, 20)) / 255
+    model = config.build((28, 20)).eval()
+    model.encoder.dense.bias.data.fill_(0.5)  # a KL above 0
+    mu, logvar = model.encode(x)
+    z = mu + torch.exp(logvar / 2) * torch.randn(mu.shape, generator=torch.Generator().manual_seed(3))
+    kl = kl_divergence(Normal(mu, torch.exp(logvar / 2)), Normal(0.0, 1.0)).sum()
+    expected = 2.5 * kl - model.log_likelihood(x, z).sum()
+    found = config.score(model, x, torch.Generator().manual_seed(3))
+    assert kl > 1 and found.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_a_vae_is_built_as_its_configuration_says():
+    model = VAEConfig(latent_dim=3, dropout=0.3, input_noise=0.04, reach=1).build((28, 20))
+    assert (model.latent_dim, model.input_noise, len(model.neighbours)) == (3, 0.04, 4)
+    assert model.encoder.dropout.p == model.decoder.dropout.p == 0.3
+
+
+def test_the_optimiser_has_the_configurations_weight_decay(images, monkeypatch):
+    given, adamw = [], torch.optim.AdamW
+
+    def spy(parameters, **settings):
+        given.append(settings["weight_decay"])
+        return adamw(parameters, **settings)
+
+    monkeypatch.setattr(torch.optim, "AdamW", spy)
+    quiet(dataclasses.replace(SMALL, weight_decay=0.07, epochs=1), images)
+    assert given == [0.07]

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -39,7 +40,7 @@ def command_line(arguments=None):
         print(f"Error: {in_a_sentence(error)}", file=sys.stderr)
         return 1
     except (KeyboardInterrupt, click.Abort):
-        same = " ".join(["python -m aeutils", *(sys.argv[1:] if arguments is None else arguments)])
+        same = shlex.join(["python", "-m", "aeutils", *(sys.argv[1:] if arguments is None else arguments)])
         print(
             f"\nInterrupted. The same command goes on, with what is trained so far: {same}", file=sys.stderr
         )

@@ -118,12 +118,12 @@ def images_of(data, n_train):
     return images[index.train], images[index.val]
 
 
-def perform(task, folder):
+def perform(task, folder, device="auto"):
     """Train one task into a folder of this machine, or find it there."""
     start = time.monotonic()
     Path(folder).mkdir(parents=True, exist_ok=True)
     train_images, val_images = images_of(task.config.data, task.n_train)
-    trained = load_or_train(task.config, train_images, val_images, folders=[folder])
+    trained = load_or_train(task.config, train_images, val_images, folders=[folder], device=device)
     figures = {"val": trained.history[-1]["val"]}
     if task.measured:
         mnist = load_mnist()

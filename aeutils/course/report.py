@@ -73,10 +73,18 @@ def write(folder):
     font = Path(find_spec("ziamath").origin).with_name("fonts") / "STIXTwoMath-Regular.ttf"
     write_atomically(folder / FONT, font.read_bytes())
     chapters = []
-    for path in sorted(folder.glob("[0-9][0-9]_*.ipynb")):
+    for path in (folder / f"{stem}.ipynb" for stem in sorted(metrics["seconds"])):
+        if not path.exists():
+            continue
         notebook = nbformat.read(path, as_version=4)
         title = next(
-            (line[2:] for line in notebook.cells[0].source.splitlines() if line.startswith("# ")), path.stem
+            (
+                line[2:]
+                for cell in notebook.cells[:1]
+                for line in cell.source.splitlines()
+                if line.startswith("# ")
+            ),
+            path.stem,
         )
         figures = extract_figures(notebook, folder / "figures")
         write_atomically(path.with_suffix(".html"), page(title, notebook_html(notebook)).encode())

@@ -67,6 +67,8 @@ def plan(notebooks, profile, overrides, folder, reuse=False):
     folder = check_folder(folder)
     weights = {} if reuse else {"checkpoints": str(folder / "checkpoints")}
     chosen = PROFILES[profile] | {"profile": profile} | weights | given
+    if chosen.get("checkpoints"):
+        chosen["checkpoints"] = os.path.abspath(chosen["checkpoints"])  # a kernel runs in the run's folder
     parameters = {}
     for path, names in known.items():
         parameters[path] = names | {name: value for name, value in chosen.items() if name in names}
@@ -126,7 +128,7 @@ def execute(plan, profile=None, keep_going=False, timeout=None):
     folder.mkdir(parents=True, exist_ok=True)
     with only_run_in(folder):
         killed = [*(folder / "checkpoints").glob(".*.tmp"), *folder.glob(".[0-9][0-9]_*.tmp*")]
-        for stale in (folder / "metrics.json", folder / "index.html", *killed):
+        for stale in (*(folder / name for name in ("metrics.json", "index.html", "exercises.csv")), *killed):
             stale.unlink(missing_ok=True)
         trained, seconds = train_first(plan), {}
         for path, took, error in run_side_by_side(plan, trained, keep_going, timeout):
@@ -162,7 +164,7 @@ def train_first(plan):
     alone = {"OMP_NUM_THREADS": str(torch.get_num_threads() // at_once), "TQDM_DISABLE": "1"}
     with patch.dict(os.environ, alone):
         pool = ProcessPoolExecutor(min(at_once, len(tasks)), spawn, initializer=end_with_parent)
-        futures = [pool.submit(reference.perform, task, plan.weights[-1]) for task in tasks]
+        futures = [pool.submit(reference.perform, task, plan.weights[-1], "cpu") for task in tasks]
         try:
             for future in tqdm(as_completed(futures), "trainings", len(tasks), unit="model"):
                 future.exception()
@@ -200,6 +202,8 @@ def run_side_by_side(plan, trained, keep_going, timeout):
     """
     threads, others = torch.get_num_threads(), children()
     half = {} if "OMP_NUM_THREADS" in os.environ or threads < 2 else {"OMP_NUM_THREADS": str(threads // 2)}
+    if os.environ.get("AEUTILS_DATA"):
+        half["AEUTILS_DATA"] = os.path.abspath(os.environ["AEUTILS_DATA"])
     trains = {models_of(names): path for path, names in reversed(plan.notebooks.items())}
     ended = {path: threading.Event() for path in trains.values()}
     order = sorted(plan.notebooks, key=lambda path: path not in ended)
@@ -223,7 +227,7 @@ def run_side_by_side(plan, trained, keep_going, timeout):
             ended.get(path, threading.Event()).set()
         return path, round(time.monotonic() - start, 1), error
 
-    pool = ThreadPoolExecutor(2 if half else 1)
+    pool = ThreadPoolExecutor(2 if "OMP_NUM_THREADS" in half else 1)
     for place in (1, 2):
         places.put(place)
     with patch.dict(os.environ, half):
