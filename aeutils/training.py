@@ -5,7 +5,7 @@ import hashlib
 import json
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import NamedTuple
 
@@ -134,6 +134,10 @@ class VAEConfig:
 
 
 def check_schedule(config):
+    """The checks that both configurations share; a whole number where a real one is meant names the same checkpoint."""
+    for field in fields(config):
+        if field.type is float:
+            object.__setattr__(config, field.name, float(getattr(config, field.name)))
     for name in ("epochs", "batch_size", "lr"):
         if getattr(config, name) <= 0:
             raise ValueError(f"{name} is {getattr(config, name)}; it must be greater than 0.")

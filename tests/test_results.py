@@ -250,6 +250,8 @@ def test_tolerances_cover_new_seeds_and_other_machines():
     reloaded, anew = reference_run.tolerances({"value": 14.0, "per_seed": spread, "unit": "dB"}, widest)
     s = np.std(spread, ddof=1)
     assert reloaded == pytest.approx(s / 4) and anew == pytest.approx(widest * s * math.sqrt(1 / 3 + 1 / 5))
+    of_one = reference_run.tolerances({"value": 14.0, "per_seed": spread, "unit": "dB"}, widest, 1)[1]
+    assert of_one == pytest.approx(widest * s * math.sqrt(1 + 1 / 5))
     wide = {"value": 0.9, "per_seed": [0.1, 0.5, 0.9, 1.3, 1.7], "unit": ""}
     assert reference_run.tolerances(wide, widest)[1] is None  # it would hold nothing
 

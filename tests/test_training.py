@@ -341,6 +341,13 @@ def test_no_batch_of_one_image_is_left_over(n, sizes):
     assert [len(part) for part in parts] == sizes and torch.equal(torch.cat(parts), torch.arange(n))
 
 
+def test_a_whole_number_where_a_real_one_is_meant_names_the_same_checkpoint(tmp_path):
+    assert checkpoint_path(VAEConfig(beta=1), tmp_path) == checkpoint_path(VAEConfig(beta=1.0), tmp_path)
+    assert checkpoint_path(AutoencoderConfig(lam=2), tmp_path) == checkpoint_path(
+        AutoencoderConfig(lam=2.0), tmp_path
+    )
+
+
 def test_reconstructions_that_are_no_numbers_are_no_life():
     with pytest.raises(TrainingFailed, match="collapsed"):
         training.check_alive(lambda x: x * torch.nan, torch.rand(4, 1, 8, 8))

@@ -18,6 +18,7 @@ from pygments.formatters import HtmlFormatter
 
 from aeutils.course.readme import CHOSEN, CODES, FACE, MODELS, figure, measured
 from aeutils.course.results import compare, load_reference
+from aeutils.course.settings import seeds_of
 from aeutils.data import write_atomically
 
 FONT = "math.ttf"
@@ -245,10 +246,11 @@ def comparison(metrics):
         parameters = metrics["parameters"].get(key[:2])
         if parameters is None:
             continue
+        n_faces = parameters.get("n_face_seeds")
         run = SimpleNamespace(
             number=key[:2],
             profile=metrics["profile"],
-            seeds=metrics["seeds"],
+            seeds=metrics["seeds"] if n_faces is None else seeds_of(parameters["seed"], n_faces),
             faces=metrics["faces"],
             parameters=parameters,
         )
