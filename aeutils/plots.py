@@ -82,6 +82,9 @@ def show(fig, number, caption, stand_in=False):
                  ha="center", va="center", rotation=20)  # fmt: skip
         caption = f"{caption} Drawn stand-in faces, not Frey Face."
     drawn, buffer = io.BytesIO(), io.BytesIO()
+    if layout := fig.get_layout_engine():
+        layout.execute(fig)
+        fig.set_layout_engine("none")  # savefig draws twice, and would lay out as often
     fig.savefig(drawn, format="png", bbox_inches="tight")
     plt.close(fig)
     Image.open(drawn).convert("RGB").quantize(256).save(buffer, "PNG", optimize=True)  # 40 % smaller

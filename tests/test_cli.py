@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import nbformat
+import papermill
 import pytest
 import torch
 from small_notebooks import DIGITS, make_notebook, publish
@@ -508,6 +509,17 @@ def test_a_cell_without_end_is_given_up_and_the_other_notebooks_run(course, caps
     metrics, index = (Path("out", name).read_text() for name in ("metrics.json", "index.html"))
     assert said in json.loads(metrics)["failed"]["01"] and f"Notebook 01: {said}" in index
     assert "02.cae.psnr_db" in metrics
+
+
+def test_a_run_writes_its_notebook_seldom_and_in_the_end(tmp_path, monkeypatch):
+    source = make_notebook(tmp_path / "01_one.ipynb", *["1 + 1"] * 20)
+    written, write = [], papermill.engines.write_ipynb
+    monkeypatch.setattr(papermill.engines, "write_ipynb", lambda *given: written.append(1) or write(*given))
+    runner.run_notebook(source, tmp_path / "out.ipynb", {})
+    assert 2 <= len(written) < 10
+    cells = nbformat.read(tmp_path / "out.ipynb", as_version=4).cells
+    assert cells[-1].outputs[0].data["text/plain"] == "2"
+    assert {cell.metadata.papermill.status for cell in cells} == {"completed"}
 
 
 def test_two_runs_into_one_folder_are_refused(course, capsys):

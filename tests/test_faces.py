@@ -1,8 +1,12 @@
 """The drawn faces: each known factor does what its name says, and nothing else moves."""
 
+import math
+
 import pytest
 import torch
+from scipy import stats
 
+from aeutils import faces
 from aeutils.faces import FACTORS, draw_faces, synthetic_faces
 
 
@@ -50,6 +54,18 @@ def test_the_video_is_smooth_and_forgets(video):
 
     assert change(1) < 0.02 * change(200)
     assert change(1) < change(5) < change(20) < change(60)
+
+
+def test_the_factors_are_a_gaussian_process_made_uniform(monkeypatch):
+    monkeypatch.setattr(faces, "draw_faces", lambda factors: factors)
+    drawn = torch.stack(
+        [synthetic_faces(33, seed=s)[1] for s in range(1000)]
+    ).double()  # (videos, frames, factors)
+    assert stats.kstest(drawn[:, 0].flatten(), stats.uniform(-1, 2).cdf).statistic < 0.02
+    g = math.sqrt(2) * torch.erfinv(drawn)
+    for lag in (0, 8, 16, 32):
+        oracle = math.exp(-(lag**2) / (2 * 16**2))
+        assert (g[:, 0] * g[:, lag]).mean().item() == pytest.approx(oracle, abs=0.05)
 
 
 def test_each_factor_covers_its_range(video):

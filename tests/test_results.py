@@ -358,6 +358,15 @@ def test_formulas_become_mathml(latex):
     assert html.count("<math") == 2 and "\\" not in html and "&amp;" not in html and "<mi>&</mi>" not in html
 
 
+def test_code_is_escaped_and_an_svg_sanitised():
+    svg = nbformat.v4.new_output(
+        "display_data", data={"image/svg+xml": "<svg><script>alert(1)</script></svg>"}
+    )
+    cell = nbformat.v4.new_code_cell("'<script>alert(2)</script>' # <b>", outputs=[svg])
+    body = report.notebook_html(nbformat.v4.new_notebook(cells=[cell]))
+    assert "<script>" not in body and "<b>" not in body and "&lt;b&gt;" in body
+
+
 def test_what_pandas_writes_becomes_valid_html(tmp_path):
     head = pd.MultiIndex.from_product([['border="1" is text'], ["a", "b"]])
     table = pd.DataFrame([[1, 2]], columns=head)._repr_html_()

@@ -226,7 +226,7 @@ def check_scheduler(address):
     """ValueError where no Dask scheduler can be at the address, or Dask is missing."""
     if not find_spec("distributed"):
         raise ValueError(f"--scheduler is {address!r}, and Dask is not installed; pip install distributed.")
-    if not re.fullmatch(r"(tcp|tls)://[\w.\-\[\]:]+:\d+", address):
+    if not re.fullmatch(r"tcp://[\w.\-\[\]:]+:\d+", address):
         raise ValueError(f"--scheduler is {address!r}; it must be an address such as tcp://127.0.0.1:8786.")
 
 

@@ -23,6 +23,7 @@ import papermill
 import psutil
 import torch
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
+from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
@@ -268,6 +269,27 @@ def only_run_in(folder):
         lock.release()
 
 
+class Engine(NBClientEngine):
+    """papermill's engine; it would write the notebook twice a cell, this one every five seconds and at the end."""
+
+    @classmethod
+    def execute_managed_notebook(cls, nb_man, *args, **kwargs):
+        save = nb_man.save
+
+        def save_seldom():
+            if (nb_man.now() - nb_man.last_save_time).total_seconds() >= 5:
+                save()
+
+        nb_man.save = save_seldom
+        try:
+            super().execute_managed_notebook(nb_man, *args, **kwargs)
+        finally:
+            del nb_man.save
+
+
+papermill_engines.register("aeutils", Engine)
+
+
 def run_notebook(path, output, parameters, keep_going=False, timeout=None, place=1):
     """Execute one notebook into `output`, which keeps what ran if a cell fails."""
     source = path
@@ -282,6 +304,7 @@ def run_notebook(path, output, parameters, keep_going=False, timeout=None, place
             output,
             parameters,
             kernel_name="python3",
+            engine_name="aeutils",
             progress_bar=bar,
             resources={"metadata": {"path": str(output.parent)}},  # cwd= would move this process too
             autosave_cell_every=5,
