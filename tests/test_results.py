@@ -193,6 +193,22 @@ def test_without_a_reference_nothing_is_compared(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out == "02.a skipped (no reference)\n"
 
 
+def test_a_damaged_reference_is_recorded_anew(recorded, monkeypatch, tmp_path):
+    recorded({"02.a": entry(1.0)})
+    results.REFERENCE.write_bytes(b"{}")
+    kept = []
+    for name in ("lambda_path", "width_study", "face_studies", "write_sums"):
+        monkeypatch.setattr(reference_run, name, lambda: [])
+    monkeypatch.setattr(reference_run, "REFERENCE", results.REFERENCE)
+    monkeypatch.setattr(reference_run.runner, "plan", lambda *_: None)
+    monkeypatch.setattr(reference_run.runner, "execute", lambda *_, **__: {"metrics": {}})
+    monkeypatch.setattr(reference_run, "add_machine_spread", lambda *_: None)
+    monkeypatch.setattr(reference_run, "keep", lambda metrics, folder: kept.append(metrics))
+    reference_run.record()
+    assert kept == [{"metrics": {}, "lambda_path": [], "width_study": [], "face_studies": []}]
+    assert json.loads(results.REFERENCE.read_text())["verdicts"] == {}
+
+
 def test_every_damaged_reference_is_refused(recorded):
     recorded({"02.a": entry(1.5)})
     other = results.REFERENCE.read_bytes()

@@ -4,7 +4,7 @@ import json
 import shutil
 
 from aeutils.course.results import load_reference
-from aeutils.data import DATA
+from aeutils.data import DATA, write_atomically
 
 README = DATA.parent / "README.md"
 PICTURES = DATA.parent / "notebooks" / "pictures"
@@ -109,7 +109,7 @@ def pictures(folder):
 def write_readme(folder):
     """Rewrite the README's results from data/reference.json and its pictures from the run folder's figures."""
     text = between(README.read_text(encoding="utf-8"), "results", results_tables(load_reference()))
-    README.write_text(between(text, "pictures", pictures(folder)), encoding="utf-8")
+    write_atomically(README, between(text, "pictures", pictures(folder)).encode())
 
 
 def speed_tables(found):
@@ -171,4 +171,4 @@ def write_speed():
     """Rewrite the tables of SPEED.md from data/bench.json."""
     found = json.loads(BENCH.read_text(encoding="utf-8"))
     text = between(SPEED.read_text(encoding="utf-8"), "speed", speed_tables(found))
-    SPEED.write_text(text, encoding="utf-8")
+    write_atomically(SPEED, text.encode())

@@ -26,7 +26,7 @@ from sklearn.model_selection import GridSearchCV
 
 from aeutils.course import report, runner
 from aeutils.course.readme import BENCH, write_readme
-from aeutils.course.results import REFERENCE, load_reference, write_json
+from aeutils.course.results import REFERENCE, UNKNOWN, load_reference, write_json
 from aeutils.course.runner import RunFailed
 from aeutils.course.settings import READ, VALIDATION, digit_configs, face_configs, seeds_of
 from aeutils.data import DATA, corrupt, load_frey_faces, load_mnist, split_frames, write_atomically
@@ -412,7 +412,11 @@ def record():
     }
     folder = Path("runs") / "reference"
     studies = {"lambda_path": lambda_path(), "width_study": width_study(), "face_studies": face_studies()}
-    write_json(REFERENCE, load_reference() | studies)  # the notebooks read them
+    try:
+        known = load_reference()
+    except ValueError:  # damaged, which this run repairs
+        known = UNKNOWN
+    write_json(REFERENCE, known | studies)  # the notebooks read them
     write_sums()
     metrics = runner.execute(runner.plan(runner.NOTEBOOKS, "full", overrides, folder), profile="reference")
     add_machine_spread(metrics["metrics"], folder)
@@ -477,7 +481,7 @@ def write_sums():
         for path in sorted(paths)
         if path.exists()
     ]
-    (DATA / "SHA256SUMS").write_text("".join(lines), encoding="utf-8")
+    write_atomically(DATA / "SHA256SUMS", "".join(lines).encode())
 
 
 def reexecute():

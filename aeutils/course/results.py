@@ -140,10 +140,13 @@ def changed_parameters(parameters, recorded):
     return ", ".join(f"{n} is {parameters[n]}, not {recorded[n]}" for n in names)
 
 
+UNKNOWN = {"metrics": {}, "verdicts": {}, "seeds": [], "faces": "frey", "parameters": {}}
+
+
 def load_reference():
     """data/reference.json, verified against data/SHA256SUMS; without it, one that knows no metric."""
     if not REFERENCE.exists():
-        return {"metrics": {}, "verdicts": {}, "seeds": [], "faces": "frey", "parameters": {}}
+        return dict(UNKNOWN)
     content, sums = REFERENCE.read_bytes(), REFERENCE.with_name("SHA256SUMS")
     lines = sums.read_text(errors="replace").splitlines() if sums.exists() else []
     if f"{hashlib.sha256(content).hexdigest()}  {REFERENCE.name}" not in lines:
