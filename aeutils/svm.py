@@ -1,8 +1,13 @@
 """The support vector machine: scikit-learn's SVC (Chang and Lin, 2011), fitted by oneDAL where that is installed."""
 
+import warnings
+
 try:
     from sklearnex.svm import SVC
 except ImportError:  # no wheels for ARM: the same machine, fitted more slowly
     from sklearn.svm import SVC
+
+# in a thread of ours a fit takes all of oneDAL's threads, as it does anywhere
+warnings.filterwarnings("ignore", "'Threading' parallel backend is not supported", UserWarning)
 
 __all__ = ["SVC"]

@@ -316,6 +316,7 @@ def test_a_recorded_study_of_widths_is_told_as_it_is():
     keys = ("logreg_accuracy", "svm_accuracy", "svm_noisy", "blend_db")
     study = [wide | {"model": m, "latent_dim": d} | dict(zip(keys, row)) for (m, d), row in figures.items()]
     study = [row | {"code": "sigmoid" if row["latent_dim"] == 512 else "relu"} for row in study]
+    study[3] |= {"of_tau": 0.8, "logreg_C": 0.3}
     shown, told = [], []
     known = {"learned": ("ae", "sae", "cae", "dae"), "say": told.append}
     known |= {"show": lambda fig, *_: shown.append(fig), "show_table": lambda _, rows: shown.extend(rows)}
@@ -329,7 +330,8 @@ def test_a_recorded_study_of_widths_is_told_as_it_is():
     plt.close("all")
     assert len(rows) == 7 and {len(row) for row in rows} == {13} and blends == [[64, 256], [512], [64, 256]]
     assert [row[1:4] for row in rows if row[0] == "SAE"][-1] == (512, "sigmoid", 4)
-    frontier, wider, nothing = told
+    grid, frontier, wider, nothing = told
+    assert "for: CAE of 256 units; a wider" in grid and "do not at 256 (0.90 and 0.80 τ)." in grid
     best = "Best for a linear reader: SAE of 256 units (error 3.00 %, 50.0 % under noise, blends 21.0 dB), by 100 of "
     best += "the 10,000 test images. Best under noise: CAE of 64 units"
     assert best in frontier and "is 20.0 points under the best in noise and 4.0 dB in blends" in frontier
