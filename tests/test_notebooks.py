@@ -24,6 +24,7 @@ from test_metrics import LinearGaussian
 
 from aeutils.course.results import Results
 from aeutils.data import load_mnist, split_frames
+from aeutils.faces import FACTORS, synthetic_faces
 from aeutils.latent import interpolate
 from aeutils.models import VAE, Autoencoder, from_neighbours
 from aeutils.svm import SVC
@@ -362,6 +363,23 @@ def test_frames_of_the_three_parts_stay_in_their_places():
         "04", "vae, ae = vaes[0], aes[0]", **vars(cell) | dict.fromkeys(names) | {"face_models": face_models}
     )
     assert asked["train"] is cell.x_train and asked["val"] is cell.x_val
+
+
+def test_attributes_follow_the_factors_that_they_name():
+    faces, factors = synthetic_faces(600, seed=1, independent=True)
+    cell = run_cell(
+        "04",
+        "BOXES = DRAWN if free_stand_in else FREY  # a box is (top, bottom, left, right)",
+        free_stand_in=True,
+    )
+    found = functions("04", "attributes", **vars(cell)).attributes(faces)
+    drawn = dict(zip(FACTORS, factors.T))
+    for name, factor in (
+        ("brightness", "brightness"), ("light from the right", "light"), ("right eye lower (tilt)", "tilt"),
+        ("mouth darker", "mouth"), ("mouth corners up", "smile"),
+    ):  # fmt: skip
+        r = {f: np.corrcoef(found[name], values)[0, 1] for f, values in drawn.items()}
+        assert r[factor] > 0.4 and max(r, key=lambda f: abs(r[f])) == factor
 
 
 class Decodes(LinearGaussian):
