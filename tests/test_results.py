@@ -374,13 +374,13 @@ def test_formulas_become_mathml(latex):
     assert html.count("<math") == 2 and "\\" not in html and "&amp;" not in html and "<mi>&</mi>" not in html
 
 
-def test_code_is_escaped_and_an_svg_sanitised():
+def test_code_is_escaped_and_an_svg_is_a_picture():
     svg = nbformat.v4.new_output(
         "display_data", data={"image/svg+xml": "<svg><script>alert(1)</script></svg>"}
     )
     cell = nbformat.v4.new_code_cell("'<script>alert(2)</script>' # <b>", outputs=[svg])
     body = report.notebook_html(nbformat.v4.new_notebook(cells=[cell]))
-    assert "<script>" not in body and "<b>" not in body and "&lt;b&gt;" in body
+    assert "<script>" not in body and "<b>" not in body and "&lt;b&gt;" in body and "svg+xml;base64," in body
 
 
 def test_what_pandas_writes_becomes_valid_html(tmp_path):

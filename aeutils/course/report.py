@@ -13,7 +13,6 @@ from urllib.parse import quote
 import nbformat
 from latex2mathml.converter import convert as to_mathml
 from nbconvert import HTMLExporter
-from nbconvert.filters import clean_html
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from pygments.formatters import HtmlFormatter
 
@@ -121,18 +120,14 @@ def notebook_html(notebook):
                 data["text/html"] = re.sub(OBSOLETE, "", data["text/html"])
     exporter = HTMLExporter(template_name="basic")
     exporter.register_filter("markdown2html", markdown)
-    exporter.register_filter("clean_html", cleaned)
+    # it is asked for code alone, which Pygments has escaped, and would take seconds
+    exporter.register_filter("clean_html", lambda html: html)
     body = exporter.from_notebook_node(notebook)[0]
     top = (
         '<a href="index.html">The run\'s report</a> · '
         '<label><input type="checkbox" id="hide-code"> hide the code</label>'
     )
     return f"<p>{top}</p>\n{body}"
-
-
-def cleaned(html):
-    """Sanitised HTML of an SVG, in bytes; code, which Pygments has escaped, as it is: sanitising it takes seconds."""
-    return html if isinstance(html, str) else clean_html(html)
 
 
 def strip_widgets(notebook):
