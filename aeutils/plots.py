@@ -88,9 +88,8 @@ def show(fig, number, caption, stand_in=False):
     fig.savefig(drawn, format="png", bbox_inches="tight")
     plt.close(fig)
     palette = Image.Quantize.MAXCOVERAGE  # a median cut would merge the rare shades of a colour map
-    Image.open(drawn).convert("RGB").quantize(256, palette).save(
-        buffer, "PNG", optimize=True
-    )  # half the size
+    picture = Image.open(drawn).convert("RGB").quantize(256, palette)  # half the size
+    picture.save(buffer, "PNG", optimize=True)
     alt = f"Figure {number}. {caption}"
     image = {"image/png": {"alt": alt}, "aeutils": {"figure": number}}
     display({"image/png": b64encode(buffer.getvalue()).decode(), "text/plain": alt}, raw=True, metadata=image)

@@ -271,6 +271,8 @@ def test_noise_meets_test_images_and_the_scale_of_the_training_codes():
     assert cell.recoded["a", 0] == pytest.approx(drawn.noisy["gaussian", 0.3].flatten(1).numpy(), abs=1e-5)
     assert cell.moved["a", 0, "contrast", 0.5] == pytest.approx(1 / 12, rel=0.02)  # E[(x / 2)^2], x uniform
     assert set(cell.robust.values()) == {1.0}
+    assert all(hit.all() for hit in cell.hits.values())
+    assert {key[3] for key in cell.hits} == {level for what, level in drawn.conditions if what == "gaussian"}
 
 
 def test_the_area_under_the_noise_curve_is_a_mean_accuracy():

@@ -197,9 +197,9 @@ def test_the_libraries_agree(monkeypatch):
     assert accuracy["5-NN, one matrix product a block"] == pytest.approx(
         accuracy["5-NN, scikit-learn"], abs=0.003
     )
-    fine, coarse = (accuracy[f"t-SNE, angle {angle}, purity@10 of the map"] for angle in (".5", ".7"))
-    assert coarse == pytest.approx(fine, abs=0.03)
-    assert min(accuracy.values()) > 0.7 and all(math.isfinite(row["seconds"]) for row in found.values())
+    fine, coarse = (accuracy.pop(f"t-SNE, angle {angle}, purity@10 of the map") for angle in (".5", ".7"))
+    assert coarse == pytest.approx(fine, abs=0.03) and fine > 0.7
+    assert min(accuracy.values()) > 0.8 and all(math.isfinite(row["seconds"]) for row in found.values())
 
 
 def test_the_tables_of_speed_are_those_of_the_record():
