@@ -21,10 +21,26 @@ def conv_block(c_in, c_out, norm=False, activation=nn.ReLU):
 
 def initialise(module):
     """He initialisation (He et al., 2015): Var[w] = 2 / fan_in keeps the signal's scale through ReLU layers."""
-    if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
-        fan_in = module.in_channels if isinstance(module, nn.ConvTranspose2d) else module.weight[0].numel()
+    if isinstance(module, (nn.Conv2d, Up, nn.Linear)):
+        fan_in = module.in_channels if isinstance(module, Up) else module.weight[0].numel()
         nn.init.normal_(module.weight, std=math.sqrt(2 / fan_in))
         nn.init.zeros_(module.bias)
+
+
+class Up(nn.ConvTranspose2d):
+    """A pixel becomes 2x2: y[o, 2i + k, 2j + l] = sum_c W[c, o, k, l] x[c, i, j] + b[o], as one matrix product.
+
+    A transposed convolution of stride 2 whose windows do not overlap: (B, c_in, H, W) -> (B, c_out, 2H, 2W).
+    """
+
+    def __init__(self, c_in, c_out):
+        super().__init__(c_in, c_out, 2, stride=2)
+
+    def forward(self, x):
+        weight = self.weight.permute(2, 3, 1, 0)
+        y = F.linear(x.movedim(1, -1), weight.flatten(0, 2), self.bias.repeat(4))
+        y = y.unflatten(-1, weight.shape[:3]).transpose(2, 3)  # (B, H, 2, W, 2, c_out)
+        return y.flatten(3, 4).flatten(1, 2).movedim(-1, 1)
 
 
 class Encoder(nn.Module):
@@ -94,9 +110,7 @@ class Decoder(nn.Module):
             conv_block(c * (2 if skips and i else 1), c, len(widths) - 1 - i >= norm_from, activation)
             for i, c in enumerate(up)
         )
-        self.ups = nn.ModuleList(
-            nn.ConvTranspose2d(c_in, c_out, 2, stride=2) for c_in, c_out in zip(up, up[1:])
-        )
+        self.ups = nn.ModuleList(Up(c_in, c_out) for c_in, c_out in zip(up, up[1:]))
         self.head = nn.Conv2d(widths[0], channels, 1)
 
     def forward(self, z, skips=()):
@@ -256,7 +270,7 @@ def discretised_logistic(x, mean, log_scale):
     """log of the logistic's mass in the bin of each grey k/255 (width 1/255, tails to +-inf), in nats, elementwise."""
     inv = torch.exp(-log_scale)
     upper, lower = (x - mean + 1 / 510) * inv, (x - mean - 1 / 510) * inv
-    first, last = x < 0.5 / 255, x > 254.5 / 255
+    below, above = F.logsigmoid(upper), F.logsigmoid(-lower)  # log of the mass below and above a bin's edges
     # log(sigmoid(b) - sigmoid(a)) = log sigmoid(b) + log sigmoid(-a) + log(1 - exp(a - b)): exact in the tails
-    middle = F.logsigmoid(upper) + F.logsigmoid(-lower) + torch.log(-torch.expm1(-inv / 255))
-    return torch.where(first, F.logsigmoid(upper), torch.where(last, F.logsigmoid(-lower), middle))
+    middle = below + above + torch.log(-torch.expm1(-inv / 255))
+    return torch.where(x < 0.5 / 255, below, torch.where(x > 254.5 / 255, above, middle))

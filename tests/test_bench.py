@@ -9,6 +9,7 @@ from aeutils.course import bench
 from aeutils.data import load_mnist
 from aeutils.losses import jacobian_frobenius
 from aeutils.models import Autoencoder
+from aeutils.training import AutoencoderConfig
 
 TRAINED = [{"epochs": 1, "seconds": 2.0, "test_mse": 0.004, "svm_accuracy": 0.981}]
 
@@ -44,6 +45,17 @@ def test_a_bench_writes_what_it_measured(tmp_path, monkeypatch):
         assert written["ratios"][name] == pytest.approx(median[one] / median[other])
     assert written["time_to"] == TRAINED and "ablation" not in written
     assert (tmp_path / "bench" / "bench.png").stat().st_size > 10_000
+
+
+def test_only_the_usual_loop_has_torch_s_transposed_convolution(monkeypatch):
+    seen, own = [], torch.nn.functional.conv_transpose2d
+    monkeypatch.setattr(
+        torch.nn.functional, "conv_transpose2d", lambda *inputs: seen.append(inputs) or own(*inputs)
+    )
+    images = torch.rand(8, 1, 28, 28)
+    for fast in (True, False):
+        bench.trainer(AutoencoderConfig(), images, fast)(images)
+        assert bool(seen) == (not fast)
 
 
 def test_only_the_images_that_a_step_saw_count():

@@ -7,7 +7,7 @@ import torch
 from scipy import stats
 
 from aeutils.losses import jacobian_frobenius
-from aeutils.models import VAE, Autoencoder, Decoder, Encoder, discretised_logistic, from_neighbours
+from aeutils.models import VAE, Autoencoder, Decoder, Encoder, Up, discretised_logistic, from_neighbours
 
 
 @pytest.mark.parametrize("code", ["linear", "relu", "sigmoid"])
@@ -31,6 +31,18 @@ def test_levels_run_at_28_14_and_7_pixels_with_two_convolutions_each():
     for level in (*encoder.levels, *decoder.levels):
         kernels = [m.kernel_size for m in level.modules() if isinstance(m, torch.nn.Conv2d)]
         assert kernels == [(3, 3), (3, 3)]
+
+
+def test_a_pixel_becomes_four_as_by_torch_s_transposed_convolution():
+    torch.manual_seed(0)
+    up, x = Up(3, 5).double(), torch.randn(2, 3, 4, 6, dtype=torch.float64, requires_grad=True)
+    y = up(x.contiguous(memory_format=torch.channels_last))
+    expected = torch.nn.functional.conv_transpose2d(x, up.weight, up.bias, stride=2)
+    torch.testing.assert_close(y, expected)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    g, inputs = torch.randn_like(y), (x, up.weight, up.bias)
+    for gradient, right in zip(torch.autograd.grad(y, inputs, g), torch.autograd.grad(expected, inputs, g)):
+        torch.testing.assert_close(gradient, right)
 
 
 def test_the_decoder_sees_the_code_alone():

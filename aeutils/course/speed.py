@@ -70,6 +70,10 @@ def normalised_from(level):
     return patch.multiple(models, **parts)
 
 
+def with_torch_s_upsampling():
+    return patch.object(models.Up, "forward", nn.ConvTranspose2d.forward)
+
+
 def recipes():
     """{choice: (what it changes of the configuration, the context to train in)}, one choice changed in each."""
     as_it_is = nullcontext()
