@@ -1,5 +1,5 @@
 # make run          the four notebooks, everything trained anew, into runs/full (PROFILE=quick: minutes)
-# make test         lint, unit tests, a quick run of all four, and all four against their committed outputs
+# make test         lint, unit tests, a quick run with every exercise answered, and the notebooks against their outputs
 # make mutants      plants hundreds of mistakes, one at a time, and names the test that finds each; takes minutes
 # make lab          JupyterLab on the notebooks
 # make reference    trains the shipped weights and records the reference figures anew; takes hours
@@ -53,7 +53,9 @@ unit: lint
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests
 
 quick: unit
-	$(BIN)/python -m aeutils run --profile quick --output runs/test
+	$(BIN)/python tests/answers.py write runs/answered
+	$(BIN)/python -m aeutils run --profile quick --notebooks runs/answered --output runs/test
+	$(BIN)/python tests/answers.py check runs/test
 
 notebooks: quick
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --nbval notebooks/03_*.ipynb notebooks/0[!3]_*.ipynb # the longest first

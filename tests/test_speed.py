@@ -67,6 +67,8 @@ def test_each_recipe_changes_what_its_name_says(few, monkeypatch):
         assert not isinstance(training.autocast("cpu"), torch.autocast)
     with recipes["default memory layout"][1]:
         assert torch.channels_last is torch.contiguous_format
+    with recipes["torch's transposed convolution"][1]:
+        assert models.Up.forward is torch.nn.ConvTranspose2d.forward
     with recipes["constant lr .001"][1]:
         assert [training.one_cycle(step, 10, 0.001) for step in (0, 5, 9)] == [0.001] * 3
     with recipes["PyTorch's initialisation"][1]:

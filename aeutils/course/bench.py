@@ -121,7 +121,8 @@ def measure(rounds=5):
         rtol=1e-3,
     )
     step = {name: trainer(config, images) for name, config in configs.items()}
-    face_step, larger = trainer(vae, faces), trainer(configs["ae"], images)
+    face_step = trainer(vae, faces)
+    larger, plain = (trainer(configs["ae"], images) for _ in range(2))
     with tempfile.TemporaryDirectory() as folder:
         runs = {
             "AE, training": lambda: indexed(step["ae"], images),
@@ -129,6 +130,9 @@ def measure(rounds=5):
             "CAE, training": lambda: indexed(step["cae"], images),
             "DAE, training": lambda: indexed(step["dae"], images),
             "AE, training, batches of 256": lambda: indexed(larger, images, 256),
+            "AE, training, torch's transposed convolution": speed.with_torch_s_upsampling()(
+                lambda: indexed(plain, images)
+            ),
             "AE, usual loop": usual_loop(trainer(configs["ae"], images, fast=False), folder),
             "VAE of faces, training": lambda: indexed(face_step, faces, vae.batch_size),
             "AE, encoding": lambda: len(encode_dataset(model, images[:5000])),
@@ -187,7 +191,7 @@ def write(output, rounds=5, studies=False):
     median = {name: row["median"] for name, row in speeds.items()}
     for name, row in speeds.items():
         spread = f"{min(row['all']):,.0f} to {max(row['all']):,.0f}"
-        print(f"{name:28}{row['median']:12,.1f} {row['unit']:9} ({spread})")
+        print(f"{name:46}{row['median']:12,.1f} {row['unit']:9} ({spread})")
     ae = digit_configs(seed=0, latent_dim=256, lam_sae=0.0, lam_cae=0.0, sigma_dae=0.0, epochs=1)["ae"]
     gflops = flops_of_a_step(ae, load_mnist().train_images[:BATCH]) * median["AE, training"] / BATCH
     ratios = {

@@ -82,6 +82,7 @@ def recipes():
         "float32 throughout": ({}, patch.object(training, "autocast", lambda device: nullcontext())),
         "default memory layout": ({}, patch.object(torch, "channels_last", torch.contiguous_format)),
         "optimiser not fused": ({}, patch.object(torch.optim, "AdamW", unfused)),
+        "torch's transposed convolution": ({}, with_torch_s_upsampling()),
         "compiled": ({}, patch.object(AutoencoderConfig, "build", compiled)),
         "batch 64": ({"batch_size": 64}, as_it_is),
         "batch 256": ({"batch_size": 256}, as_it_is),
@@ -149,7 +150,7 @@ def ablation():
             except RuntimeError as error:  # TrainingFailed, or no compiler
                 rows, last = [], str(error)
         found[name] = rows
-        print(f"{name:28}{last}", flush=True)
+        print(f"{name:32}{last}", flush=True)
     return found
 
 
