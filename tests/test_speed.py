@@ -241,6 +241,8 @@ def test_only_what_reaches_the_error_in_fewer_epochs_and_seconds_is_sooner():
 
 
 def test_models_at_once_count_all_their_images():
-    grown = {speed.AT_ONCE: {"sizes": [1, 2], "seconds": [1.0, 2.0]}}
-    found = {"growth": grown, "speeds": {"AE, usual loop": {"median": 1000.0}}}
-    assert bench.at_once_over_the_usual_loop(found) == pytest.approx(2 * speed.N_IMAGES / 2.0 / 1000.0)
+    grown = {
+        speed.AT_ONCE: {"sizes": [1, 2], "seconds": [1.0, 2.0]},
+        "threads": {"sizes": [1, 2], "seconds": [3.0, 1.5]},
+    }
+    assert bench.at_once_over_one_on_all(grown) == pytest.approx((2 / 2.0) / (1 / 1.5))
