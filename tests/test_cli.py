@@ -360,11 +360,11 @@ def test_a_full_run_trains_the_headline_models_first_and_side_by_side(course, mo
     monkeypatch.setattr(runner.torch, "get_num_threads", lambda: 2)
     make_notebook(course / "01_one.ipynb", LOADS, publish("01"), parameters=USUAL + DIGITS)
     arguments = ["run", "--notebooks", str(course), "--output", "out"]
-    assert cli.command_line([*arguments, "-p", "seed", "3", "-p", "n_seeds", "1"]) in (0, 2)
+    assert cli.command_line([*arguments, "-p", "seed", "2", "-p", "n_seeds", "1"]) in (0, 2)
     kinds = ("contractive", "denoising", "l1", "none")
     assert said_in("out/01_one.ipynb") == " ".join(f"mnist-{kind}" for kind in kinds) + "\n"
     configs = settings.digit_configs(
-        seed=3, latent_dim=2, lam_sae=0.001, lam_cae=0.001, sigma_dae=0.1, epochs=1
+        seed=2, latent_dim=2, lam_sae=0.001, lam_cae=0.001, sigma_dae=0.1, epochs=1
     )
     images, threads = load_mnist().train_images, torch.get_num_threads()
     for name in ("ae", "cae"):  # as one process alone trains them, to the bit
@@ -374,7 +374,7 @@ def test_a_full_run_trains_the_headline_models_first_and_side_by_side(course, mo
         )
         assert threads > 1 or all(torch.equal(one[key], other[key]) for key in one)
     monkeypatch.setattr(runner, "ProcessPoolExecutor", None)  # nothing is left to train
-    runner.train_first(runner.plan(course, "full", {"seed": 3, "n_seeds": 1}, "out"))
+    runner.train_first(runner.plan(course, "full", {"seed": 2, "n_seeds": 1}, "out"))
 
 
 def test_what_is_trained_first_is_what_the_notebooks_load(monkeypatch, tmp_path):
