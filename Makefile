@@ -53,6 +53,7 @@ unit: lint
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests
 
 quick: unit
+	rm -rf runs/answered runs/test
 	$(BIN)/python tests/answers.py write runs/answered
 	$(BIN)/python -m aeutils run --profile quick --notebooks runs/answered --output runs/test
 	$(BIN)/python tests/answers.py check runs/test

@@ -5,6 +5,8 @@ from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # a thread a worker, and a kernel: more would wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+if os.environ.get("AEUTILS_DATA"):  # a kernel starts in the notebooks' folder
+    os.environ["AEUTILS_DATA"] = os.path.abspath(os.environ["AEUTILS_DATA"])
 
 ROOT = Path(__file__).resolve().parent
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import signal
 import subprocess
@@ -273,7 +274,7 @@ def test_a_run_leaves_notebooks_pages_figures_and_metrics(course, capsys, monkey
 
     # the same figures in the full profile, against a reference that they miss
     entry = {"value": 9.0, "per_seed": [], "tolerance": 0.1, "reloaded": 0.1, "unit": "dB"}
-    reference = {"metrics": {"01.cae.psnr_db": entry}, "verdicts": {}, "seeds": [], "faces": "frey"}
+    reference = {"metrics": {"01.cae.psnr_db": entry}, "verdicts": {}, "seeds": [7], "faces": "frey"}
     monkeypatch.setattr(cli.reporting, "load_reference", lambda: reference | {"parameters": {}})
     assert cli.command_line([*arguments, "--profile", "quick"]) == 0
     assert cli.command_line([*arguments, "--profile", "full"]) == 2
@@ -298,7 +299,7 @@ def test_a_failing_cell_stops_the_run_and_keeps_what_ran(course, capsys, monkeyp
     (folder / "metrics.json").write_text("of an earlier run")
     assert cli.command_line(["run", "--notebooks", str(course), "--output", str(folder)]) == 1
     err = capsys.readouterr().err
-    assert "02_bad.ipynb" in err and "cell 5" in err and said in err
+    assert "02_bad.ipynb" in err and "cell 4" in err and said in err
     assert "Traceback (most recent call last)" not in err.replace("\x1b", "").split(said)[-1]
     kept = nbformat.read(folder / "02_bad.ipynb", as_version=4)
     assert any(out.get("text") == "before\n" for c in kept.cells for out in c.get("outputs", ()))
@@ -418,9 +419,38 @@ def test_relative_folders_are_those_of_the_caller(course, monkeypatch):
     make_notebook(course / "01_one.ipynb", say, publish("01"), parameters=asks)
     arguments = ["run", "--notebooks", str(course), "--output", "out", "-p", "checkpoints", "weights"]
     assert cli.command_line(arguments) == 0
+    assert os.environ["AEUTILS_DATA"] == "here"
     assert said_in("out/01_one.ipynb") == f"{Path('here').absolute()} {Path('weights').absolute()}\n"
     plan = runner.plan(course, "full", {"checkpoints": "weights"}, "out")
     assert plan.weights == [Path("weights").absolute()]
+
+
+def test_a_run_writes_over_no_notebook_that_it_runs(course, capsys):
+    make_notebook(course / "01_one.ipynb", publish("01"))
+    before = snapshot(course)
+    for folder in (course, course / ".." / course.name):
+        assert cli.command_line(["run", "--notebooks", str(course), "--output", str(folder)]) == 2
+        assert "where the notebooks are" in capsys.readouterr().err
+    assert snapshot(course) == before
+
+
+def test_a_kernel_that_does_not_start_is_a_sentence(course, capsys, monkeypatch):
+    make_notebook(course / "01_one.ipynb", publish("01"))
+
+    def dead(*_, **__):
+        raise RuntimeError("Kernel died before replying to kernel_info")
+
+    monkeypatch.setattr(papermill, "execute_notebook", dead)
+    assert cli.command_line(["run", "--notebooks", str(course), "--output", "out"]) == 1
+    said = "Error: 01_one.ipynb: its kernel did not start (Kernel died before replying to kernel_info); run the same"
+    assert said in capsys.readouterr().err
+
+
+def test_a_run_without_notebook_04_has_no_faces(course):
+    make_notebook(course / "01_one.ipynb", publish("01", "synthetic"))
+    assert cli.command_line(["run", "--notebooks", str(course), "--output", "out"]) == 0
+    assert json.loads(Path("out/metrics.json").read_text())["faces"] is None
+    assert "MNIST and no faces" in Path("out/index.html").read_text()
 
 
 def test_a_run_keeps_nothing_of_another_run_in_its_folder(course):
@@ -504,7 +534,7 @@ def test_a_cell_without_end_is_given_up_and_the_other_notebooks_run(course, caps
     make_notebook(course / "02_two.ipynb", publish("02"))
     arguments = ["run", "--notebooks", str(course), "--output", "out", "--keep-going", "--timeout", "2"]
     assert cli.command_line(arguments) == 1
-    said = "01_one.ipynb: cell 5 took longer than 2 s, the --timeout of a cell."
+    said = "01_one.ipynb: cell 4 took longer than 2 s, the --timeout of a cell."
     assert said in capsys.readouterr().err
     metrics, index = (Path("out", name).read_text() for name in ("metrics.json", "index.html"))
     assert said in json.loads(metrics)["failed"]["01"] and f"Notebook 01: {said}" in index
@@ -559,6 +589,9 @@ def test_an_interrupted_run_says_how_to_go_on(all_parameters, capsys, monkeypatc
     monkeypatch.setattr(runner, "execute", interrupt)
     assert cli.command_line(["run", "--notebooks", str(all_parameters), "--output", "out"]) == 130
     assert "The same command goes on" in capsys.readouterr().err
+    monkeypatch.setattr(cli.cli, "main", interrupt)
+    assert cli.command_line(["bench"]) == 130
+    assert "The same command starts anew: python -m aeutils bench" in capsys.readouterr().err
 
 
 def test_a_full_disk_is_a_sentence(all_parameters, capsys, monkeypatch):
@@ -591,13 +624,15 @@ def test_keep_going_runs_on_and_lists_the_exercises(course, capsys):
     arguments = ["run", "--notebooks", str(course), "--output", "out", "--profile", "quick", "--keep-going"]
     assert cli.command_line(arguments) == 1
     error = capsys.readouterr().err
-    assert "01_one.ipynb failed in cell 6" in error and "ZeroDivisionError" in error and "index.html" in error
+    first = "01_one.ipynb failed in cell 4 (In [4]), and 1 after it:"
+    assert first in error and "NameError" in error and "index.html" in error
+    assert "ZeroDivisionError" not in error
     rows = (Path("out") / "exercises.csv").read_text().splitlines()
     assert rows == [
         "notebook,exercise,result", "01,1,right", "01,2,did not run", "01,3,not yet", "02,1,not tried yet"
     ]  # fmt: skip
     index = (Path("out") / "index.html").read_text()
-    assert "its check says" in index and "Notebook 01: 01_one.ipynb failed in cell 6" in index
-    assert "<pre>" in index and "ZeroDivisionError: division by zero" in index
+    assert "its check says" in index and f"Notebook 01: {first}" in index
+    assert "<pre>" in index and "NameError: name &#x27;exercise&#x27; is not defined" in index
     assert json.loads((Path("out") / "metrics.json").read_text())["metrics"]["01.cae.psnr_db"]["value"] == 2.5
     assert "raises-exception" not in (course / "01_one.ipynb").read_text()

@@ -42,7 +42,7 @@ def recorded(tmp_path, monkeypatch):
     """Record a reference run: recorded(metrics, ...) writes reference.json and its checksum."""
     monkeypatch.setattr(results, "REFERENCE", tmp_path / "reference.json")
 
-    def record(metrics=None, verdicts=None, seeds=(), faces="frey", parameters=None):
+    def record(metrics=None, verdicts=None, seeds=(0,), faces="frey", parameters=None):
         content = {"metrics": metrics or {}, "verdicts": verdicts or {}, "seeds": list(seeds), "faces": faces}
         write_json(results.REFERENCE, content | {"parameters": parameters or {}})
         digest = hashlib.sha256(results.REFERENCE.read_bytes()).hexdigest()
@@ -161,6 +161,29 @@ def test_check_compares_the_same_seeds(recorded, capsys):
     assert capsys.readouterr().out.splitlines() == ["02.a ok"] * 3
 
 
+def test_a_figure_of_one_seed_is_compared_with_the_same_seed_alone(recorded, capsys):
+    recorded({"02.a": entry(3.0)}, seeds=[0, 1, 2])
+    for seeds in ([0, 1], [0], [1], [7]):
+        run = Results(2, "reference", seeds)
+        run.add("a", 3.05)
+        run.check()
+    skipped = "02.a skipped (recorded for seed 0 alone)"
+    assert capsys.readouterr().out.splitlines() == ["02.a ok", "02.a ok", skipped, skipped]
+
+
+def test_seeds_whose_weights_are_not_shipped_have_the_wider_tolerance(recorded, capsys):
+    recorded({"02.a": entry(3.0, per_seed=[1, 3, 5], tolerance=0.5, reloaded=0.01)}, seeds=[0, 1, 2])
+    for seeds, values in (([2], [5.005]), ([2, 3], [3.4, 3.4]), ([9], [3.4])):
+        run = Results(2, "reference", seeds)
+        run.add("a", values)
+        run.check()
+    assert capsys.readouterr().out.splitlines() == ["02.a ok"] * 3
+    run = Results(2, "reference", [2])
+    run.add("a", [5.4])
+    with pytest.raises(AssertionError, match="02.a is 5.4, the reference 5, the tolerance 0.01"):
+        run.check()
+
+
 def test_shipped_weights_have_the_narrower_tolerance(recorded, capsys):
     recorded({"02.a": entry(1.0, tolerance=0.5, reloaded=0.01)})
     run = Results(2, "reference", [0], parameters={"checkpoints": "folder"})
@@ -172,7 +195,7 @@ def test_shipped_weights_have_the_narrower_tolerance(recorded, capsys):
 
 
 def test_changed_parameters_and_other_faces_are_not_compared(recorded, capsys):
-    recorded({"04.a": entry(1.0)}, parameters={"04": {"beta": 1.0, "seed": 0}})
+    recorded({"04.a": entry(1.0)}, seeds=[3], parameters={"04": {"beta": 1.0, "seed": 0}})
     for faces, beta in (("frey", 4.0), ("synthetic", 1.0), ("frey", 1.0)):
         run = Results(4, "reference", [3], faces, {"beta": beta, "seed": 3})
         run.add("a", 1.0)
@@ -358,6 +381,8 @@ def test_sums_list_what_is_read_and_find_damage(tmp_path, monkeypatch):
     (tmp_path / "MNIST/raw/a.gz").unlink()
     (tmp_path / "reference.json").write_text("other")
     assert report.damaged_files(tmp_path) == ["MNIST/raw/a.gz", "reference.json"]
+    (tmp_path / "SHA256SUMS").unlink()
+    assert report.damaged_files(tmp_path) == ["SHA256SUMS"]
 
 
 @pytest.mark.parametrize(

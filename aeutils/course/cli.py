@@ -18,8 +18,11 @@ from aeutils.training import TrainingFailed
 
 def command_line(arguments=None):
     """Run the command line and return its exit status; an error is one sentence."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    kept = given[:1] in (["run"], ["reference"])
+    again = "goes on, with what is trained so far" if kept else "starts anew"
     try:
-        return cli.main(arguments, prog_name="python -m aeutils", standalone_mode=False) or 0
+        return cli.main(given, prog_name="python -m aeutils", standalone_mode=False) or 0
     except click.exceptions.NoArgsIsHelpError as error:
         print(error.format_message())
         return 2
@@ -37,23 +40,21 @@ def command_line(arguments=None):
         print(f"Error: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"Error: {in_a_sentence(error)}", file=sys.stderr)
+        print(f"Error: {in_a_sentence(error, again)}", file=sys.stderr)
         return 1
     except (KeyboardInterrupt, click.Abort):
-        same = shlex.join(["python", "-m", "aeutils", *(sys.argv[1:] if arguments is None else arguments)])
-        print(
-            f"\nInterrupted. The same command goes on, with what is trained so far: {same}", file=sys.stderr
-        )
+        same = shlex.join(["python", "-m", "aeutils", *given])
+        print(f"\nInterrupted. The same command {again}: {same}", file=sys.stderr)
         return 130
 
 
-def in_a_sentence(error):
+def in_a_sentence(error, again):
     """What an OSError says, and what to do about it."""
     if error.errno is None:
         return str(error)
     return (
         f"{error.filename or 'a file'} cannot be used ({error.strerror}); put that right, or name another folder, "
-        "and the same command goes on, with what is trained so far."
+        f"and the same command {again}."
     )
 
 

@@ -486,7 +486,7 @@ def write_sums():
 
 def reexecute():
     """Execute the committed notebooks in place, each only if all of its cells run."""
-    runner.use_own_kernel()
+    runner.prepare_kernels()
     for path in sorted(runner.NOTEBOOKS.glob("[0-9][0-9]_*.ipynb")):
         notebook = nbformat.read(path, as_version=4)
         client = NotebookClient(

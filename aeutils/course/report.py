@@ -12,7 +12,8 @@ from urllib.parse import quote
 
 import nbformat
 from latex2mathml.converter import convert as to_mathml
-from nbconvert import HTMLExporter
+from nbconvert import HTMLExporter, TemplateExporter
+from nbconvert.filters import DataTypeFilter, Highlight2HTML
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from pygments.formatters import HtmlFormatter
 
@@ -122,7 +123,10 @@ def notebook_html(notebook):
     exporter.register_filter("markdown2html", markdown)
     # it is asked for code alone, which Pygments has escaped, and would take seconds
     exporter.register_filter("clean_html", lambda html: html)
-    body = exporter.from_notebook_node(notebook)[0]
+    exporter.register_filter("highlight_code", Highlight2HTML(pygments_lexer="ipython3"))
+    exporter.register_filter("filter_data_type", DataTypeFilter(parent=exporter))
+    # HTMLExporter's own would parse the page once more, to add what `page` or `show` have given it
+    body = TemplateExporter.from_notebook_node(exporter, notebook)[0]
     top = (
         '<a href="index.html">The run\'s report</a> · '
         '<label><input type="checkbox" id="hide-code"> hide the code</label>'
@@ -155,7 +159,8 @@ def index_html(metrics, chapters):
     rows, off = comparison(metrics)
     reference = load_reference()
     state = f'<span class="off">{len(off)} out of tolerance</span>' if off else "none out of tolerance"
-    faces = {"frey": "Frey Face, 1965 frames"}.get(metrics["faces"], "drawn stand-in faces")
+    known = {"frey": "Frey Face, 1965 frames", None: "no faces"}
+    faces = known.get(metrics["faces"], "drawn stand-in faces")
     parts = [
         f"<h1>Autoencoders: {escape(metrics['profile'])} run</h1>",
         f"<p>{len(metrics['seconds'])} notebooks in {metrics['wall_seconds'] / 60:.1f} minutes, training "
@@ -274,10 +279,11 @@ def as_text(rows):
 
 
 def damaged_files(data):
-    """The names in data/SHA256SUMS whose files are missing or have another checksum."""
-    sums = data / "SHA256SUMS"
-    bad = []
-    for line in sums.read_text(encoding="utf-8").splitlines() if sums.exists() else ():
+    """The names in data/SHA256SUMS whose files are missing or have another checksum, or its own if it is missing."""
+    sums, bad = data / "SHA256SUMS", []
+    if not sums.is_file():
+        return [sums.name]
+    for line in sums.read_text(encoding="utf-8").splitlines():
         digest, name = line.split(maxsplit=1)
         path = data / name
         if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:

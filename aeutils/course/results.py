@@ -109,25 +109,30 @@ def compare(key, entry, reference, run):
     """{"value", "reference", "tolerance", "status"} of one metric; status is ok, off or skipped (why).
 
     `run` has number, profile, seeds, faces and parameters. Where its seeds are some of the reference run's, the
-    reference is the mean over these seeds. A run from the shipped weights has the narrower tolerance, "reloaded".
+    reference is the mean over these seeds. Figures of one seed are compared with those of the same seed alone. In the
+    reference profile, figures from the shipped weights have the narrower tolerance, "reloaded".
     """
     there = reference["metrics"].get(key)
     row = {"value": entry and entry["value"], "reference": there and there["value"], "tolerance": None}
     if there is None:
         return row | {"status": "skipped (no reference)"}
-    reloaded = run.profile == "reference" and not run.parameters.get("checkpoints")
+    seeds = reference["seeds"]
+    known = all(seed in seeds for seed in run.seeds)
+    reloaded = known and run.profile == "reference" and not run.parameters.get("checkpoints")
     row["tolerance"] = there["reloaded" if reloaded else "tolerance"]
     if row["tolerance"] is None:
         return row | {"status": "skipped (no tolerance)"}
-    same = dict(zip(reference["seeds"], there["per_seed"]))
-    if same and all(seed in same for seed in run.seeds):
+    if there["per_seed"] and known:
+        same = dict(zip(seeds, there["per_seed"]))
         row["reference"] = math.fsum(same[seed] for seed in run.seeds) / len(run.seeds)
-    if run.number == "04" and run.faces != reference["faces"]:
-        return row | {"status": f"skipped (the faces are {run.faces}, not {reference['faces']})"}
     if entry is None:
         return row | {"status": "skipped (not computed)"}
+    if run.number == "04" and run.faces != reference["faces"]:
+        return row | {"status": f"skipped (the faces are {run.faces}, not {reference['faces']})"}
     if run.profile == "quick":
         return row | {"status": "skipped (quick profile)"}
+    if not there["per_seed"] and run.seeds[0] != seeds[0]:
+        return row | {"status": f"skipped (recorded for seed {seeds[0]} alone)"}
     changed = changed_parameters(run.parameters, reference["parameters"].get(run.number, {}))
     if changed:
         return row | {"status": f"skipped ({changed})"}

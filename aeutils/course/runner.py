@@ -66,6 +66,10 @@ def plan(notebooks, profile, overrides, folder, reuse=False):
             raise ValueError(f"profile is {value!r}; choose the profile with --profile, not with -p.")
     given = {name: coerce(name, value) for name, value in overrides.items()}
     folder = check_folder(folder)
+    if folder.resolve() == Path(notebooks).resolve():
+        raise ValueError(
+            f"--output is {str(folder)!r}, where the notebooks are, which a run would overwrite; name another folder."
+        )
     weights = {} if reuse else {"checkpoints": str(folder / "checkpoints")}
     chosen = PROFILES[profile] | {"profile": profile} | weights | given
     if chosen.get("checkpoints"):
@@ -203,8 +207,6 @@ def run_side_by_side(plan, trained, keep_going, timeout):
     """
     threads, others = torch.get_num_threads(), children()
     half = {} if "OMP_NUM_THREADS" in os.environ or threads < 2 else {"OMP_NUM_THREADS": str(threads // 2)}
-    if os.environ.get("AEUTILS_DATA"):
-        half["AEUTILS_DATA"] = os.path.abspath(os.environ["AEUTILS_DATA"])
     trains = {models_of(names): path for path, names in reversed(plan.notebooks.items())}
     ended = {path: threading.Event() for path in trains.values()}
     order = sorted(plan.notebooks, key=lambda path: path not in ended)
@@ -232,7 +234,7 @@ def run_side_by_side(plan, trained, keep_going, timeout):
     for place in (1, 2):
         places.put(place)
     with patch.dict(os.environ, half):
-        use_own_kernel()
+        prepare_kernels()
         bar = tqdm(total=len(order), desc="notebooks", unit="notebook", position=0)
         futures = [pool.submit(run, path) for path in order]
         try:
@@ -311,12 +313,8 @@ def run_notebook(path, output, parameters, keep_going=False, timeout=None, place
             execution_timeout=timeout,
             extra_arguments=quiet,
         )
-    except PapermillExecutionError as error:
-        trace = "\n".join(ANSI.sub("", line) for line in error.traceback)
-        raise RunFailed(
-            f"{path.name} failed in cell {error.cell_index + 1} (In [{error.exec_count}]):\n\n{trace}\n\n"
-            f"{error.ename}: {error.evalue}\nThe notebook up to there is kept in {output}."
-        ) from None
+    except PapermillExecutionError:
+        raise RunFailed(failure(output)) from None
     except DeadKernelError:
         raise RunFailed(
             f"{path.name}: the kernel died in cell {last_cell(output)}, perhaps for want of memory. "
@@ -327,6 +325,10 @@ def run_notebook(path, output, parameters, keep_going=False, timeout=None, place
             f"{path.name}: cell {last_cell(output)} took longer than {timeout} s, the --timeout of a cell. "
             f"The notebook up to there is kept in {output}; allow more, or repair the cell."
         ) from None
+    except RuntimeError as error:
+        raise RunFailed(
+            f"{path.name}: its kernel did not start ({error}); run the same command again."
+        ) from None
     except OSError as error:
         output.unlink(missing_ok=True)  # papermill leaves it half-written
         error.filename = error.filename or str(output)
@@ -334,6 +336,29 @@ def run_notebook(path, output, parameters, keep_going=False, timeout=None, place
     finally:
         if keep_going:
             source.unlink(missing_ok=True)
+
+
+def failure(output):
+    """Where an executed notebook failed first, and how; cells are counted as in its source."""
+    (number, cell, error), *more = (
+        (i, cell, out)
+        for i, cell in enumerate(own_cells(output), 1)
+        for out in cell.get("outputs", ())
+        if out.output_type == "error"
+    )
+    trace = "\n".join(ANSI.sub("", line) for line in error.traceback)
+    later = f", and {len(more)} after it" if more else ""
+    return (
+        f"{output.name} failed in cell {number} (In [{cell.execution_count}]){later}:\n\n{trace}\n\n"
+        f"{error.ename}: {error.evalue}\nThe notebook as far as it ran is kept in {output}."
+    )
+
+
+def own_cells(path):
+    """The cells of an executed notebook without those that papermill adds."""
+    added = {"injected-parameters", "papermill-error-cell-tag"}
+    cells = nbformat.read(path, as_version=4).cells
+    return [cell for cell in cells if not added & set(cell.metadata.get("tags", ()))]
 
 
 def tolerant(notebook):
@@ -345,8 +370,10 @@ def tolerant(notebook):
     return notebook
 
 
-def use_own_kernel():
-    """Let the kernel "python3" be this interpreter's, whatever else the user has installed."""
+def prepare_kernels():
+    """Let the kernel "python3" be this interpreter's, and AEUTILS_DATA what it is here: kernels start elsewhere."""
+    if os.environ.get("AEUTILS_DATA"):
+        os.environ["AEUTILS_DATA"] = os.path.abspath(os.environ["AEUTILS_DATA"])
     own = str(Path(sys.prefix) / "share" / "jupyter")
     paths = os.environ.get("JUPYTER_PATH", "").split(os.pathsep)
     if paths[0] != own:
@@ -354,12 +381,9 @@ def use_own_kernel():
 
 
 def last_cell(path):
-    """The number of the last cell that began to run."""
-    cells = nbformat.read(path, as_version=4).cells
-    return max(
-        (i for i, cell in enumerate(cells, 1) if cell.metadata.get("papermill", {}).get("start_time")),
-        default=0,
-    )
+    """The number of the last cell that began to run, counted as in the notebook's source."""
+    begun = (cell.metadata.get("papermill", {}).get("start_time") for cell in own_cells(path))
+    return max((i for i, time in enumerate(begun, 1) if time), default=0)
 
 
 def collect(folder, plan, profile, seconds):
@@ -374,14 +398,14 @@ def collect(folder, plan, profile, seconds):
                 for number, said in EXERCISE.findall(out.get("text", "")):
                     exercises[f"{path.name[:2]}.{number}"] = said
     first = next(iter(plan.notebooks.values()))
-    drawn = any(results["faces"] == "synthetic" for results in published)
+    faces = [results["faces"] for results in published if results["number"] == "04"]
     return {
         "profile": profile,
         "seeds": seeds_of(first.get("seed", 0), first.get("n_seeds", 1)),
         "device": pick_device(first.get("device", "auto")),
         "versions": {"python": sys.version.split()[0]} | {name: version(name) for name in VERSIONS},
         "seconds": seconds,
-        "faces": "synthetic" if drawn else "frey",
+        "faces": faces[0] if faces else None,
         "parameters": {path.name[:2]: parameters for path, parameters in plan.notebooks.items()},
         "metrics": {key: entry for results in published for key, entry in results["metrics"].items()},
         "verdicts": {key: entry for results in published for key, entry in results["verdicts"].items()},
