@@ -23,7 +23,7 @@ def latent_l2(h1, h2):
 
 
 def relative_l2(h1, h2, h_start, h_end):
-    """||h1 - h2||_2 / ||h_start - h_end||_2, (N,): the same distance as a share of the path's length."""
+    """||h1 - h2||_2 / ||h_start - h_end||_2, (N,): the same distance as a share of that of the path's ends."""
     return latent_l2(h1, h2) / latent_l2(h_start, h_end)
 
 

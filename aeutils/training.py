@@ -31,7 +31,7 @@ class TrainingFailed(RuntimeError):
 class AutoencoderConfig:
     """All that determines an autoencoder's weights. The loss is ||x_hat - x||^2 + lam * penalty.
 
-    lam rises linearly from 0 over the first three quarters of the training.
+    lam rises linearly from 0 over the first three quarters of the training; the noise of `denoising` stays as it is.
 
     `penalty`: none, l1 (on h), kl (target rho, sigmoid codes), contractive (||dh/dx||_F^2, one probe an image, on a
     random `probe_share` of the batches and divided by it: unbiased, and cheaper in proportion), denoising (the input

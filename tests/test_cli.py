@@ -337,7 +337,7 @@ def test_notebooks_of_other_models_run_at_the_same_time_with_half_of_the_threads
     monkeypatch.setattr(runner.torch, "get_num_threads", lambda: 6)
     end = "pathlib.Path('one has ended').touch()"
     make_notebook(
-        course / "01_one.ipynb", THREADS, meeting("one", "four"), "time.sleep(1)", end, parameters=WIDTH
+        course / "01_one.ipynb", THREADS, meeting("one", "four"), "time.sleep(5)", end, parameters=WIDTH
     )
     follow = "import pathlib\nassert pathlib.Path('one has ended').exists()"
     make_notebook(course / "02_two.ipynb", follow, publish("02"), parameters=WIDTH)

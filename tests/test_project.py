@@ -147,6 +147,16 @@ def test_a_notebook_is_committed_executed_and_clean(path):
 
 
 @notebooks
+def test_what_a_cell_displays_is_compared_within_tolerance_alone(path):
+    for cell in code_cells(path):
+        shown = {mime for out in cell.outputs for mime in out.get("data", ())} & {
+            "text/markdown",
+            "image/png",
+        }
+        assert not shown or "nbval-ignore-output" in tags(cell), cell.source[:80]
+
+
+@notebooks
 def test_the_last_cell_checks_the_figures_strictly(path):
     checks = [cell for cell in code_cells(path) if ".check()" in cell.source]
     assert len(checks) == 1 and "nbval-ignore-output" not in tags(checks[0])
