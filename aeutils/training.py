@@ -290,6 +290,19 @@ def checkpoint_path(config, folder):
     return Path(folder) / f"{config.data.split('/')[0]}-{kind}-seed{config.seed}-{digest[:12]}.safetensors"
 
 
+def find_checkpoint(config, mark, folders):
+    """(tensors, metadata) of config's checkpoint on the images of fingerprint `mark`, or on any where that is None.
+
+    That of the first of the folders that has one; None where none has. Raises ValueError on a damaged checkpoint.
+    """
+    for path in (checkpoint_path(config, folder) for folder in folders):
+        if path.exists():
+            tensors, meta = read_checkpoint(path)
+            if meta["config"] == json.dumps(asdict(config)) and mark in (None, meta["data"]):
+                return tensors, meta
+    return None
+
+
 def load_or_train(config, images, val_images=None, *, folders, device="auto", progress=True):
     """The checkpoint of config on these images from the first folder that has one, else train and keep it in the last.
 
@@ -299,13 +312,11 @@ def load_or_train(config, images, val_images=None, *, folders, device="auto", pr
     checkpoint nor images.
     """
     device, mark = pick_device(device), None if images is None else fingerprint(images)
-    for folder in folders:
-        path = checkpoint_path(config, folder)
-        if path.exists():
-            tensors, meta = read_checkpoint(path)
-            if meta["config"] == json.dumps(asdict(config)) and mark in (None, meta["data"]):
-                model = restore(config, tensors, json.loads(meta["size"]), device)
-                return Trained(model, json.loads(meta["history"]), True)
+    found, path = find_checkpoint(config, mark, folders), checkpoint_path(config, folders[-1])
+    if found:
+        tensors, meta = found
+        model = restore(config, tensors, json.loads(meta["size"]), device)
+        return Trained(model, json.loads(meta["history"]), True)
     if images is None:
         raise FileNotFoundError(
             f"there is no checkpoint {path.name} in {', '.join(map(str, folders))}, and no data."

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import nbformat
@@ -20,8 +21,14 @@ from small_notebooks import PARAMETERS as USUAL
 import aeutils.__main__
 from aeutils.course import cli, reference, results, runner, settings
 from aeutils.course.settings import PARAMETERS, check_parameters
-from aeutils.data import load_mnist
-from aeutils.training import AutoencoderConfig, checkpoint_path, load_or_train, read_checkpoint
+from aeutils.data import fingerprint, load_mnist
+from aeutils.training import (
+    AutoencoderConfig,
+    checkpoint_path,
+    load_or_train,
+    read_checkpoint,
+    write_checkpoint,
+)
 
 
 def snapshot(folder):
@@ -407,9 +414,15 @@ def test_what_is_trained_first_is_what_the_notebooks_load(monkeypatch, tmp_path)
     tasks = reference.tasks_of(plan)
     assert {task.config for task in tasks} == set(loaded) and len(tasks) == len(loaded) == 13
     assert {task.n_train for task in tasks} == {2048, None}
-    checkpoint_path(loaded[0], plan.weights[0]).parent.mkdir()
-    checkpoint_path(loaded[0], plan.weights[0]).touch()
-    assert loaded[0] not in [task.config for task in reference.tasks_of(plan)]
+    path = checkpoint_path(loaded[0], plan.weights[0])
+    path.parent.mkdir()
+    for n, missing in ((2048, False), (1024, True)):  # trained on these images, on others
+        meta = {"config": json.dumps(asdict(loaded[0])), "data": fingerprint(load_mnist().train_images[:n])}
+        write_checkpoint(path, {"w": torch.zeros(1)}, meta)
+        assert (loaded[0] in [task.config for task in reference.tasks_of(plan)]) == missing
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match="damaged"):
+        reference.tasks_of(plan)
 
 
 def test_relative_folders_are_those_of_the_caller(course, monkeypatch):

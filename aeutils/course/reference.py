@@ -29,13 +29,28 @@ from aeutils.course.readme import BENCH, write_readme
 from aeutils.course.results import REFERENCE, UNKNOWN, load_reference, write_json
 from aeutils.course.runner import RunFailed
 from aeutils.course.settings import READ, VALIDATION, digit_configs, face_configs, seeds_of
-from aeutils.data import DATA, corrupt, load_frey_faces, load_mnist, split_frames, write_atomically
+from aeutils.data import (
+    DATA,
+    corrupt,
+    fingerprint,
+    load_frey_faces,
+    load_mnist,
+    split_frames,
+    write_atomically,
+)
 from aeutils.faces import synthetic_faces
 from aeutils.latent import decode_dataset, different_pairs, encode_dataset, interpolate
 from aeutils.losses import contractive_penalty, l1_sparsity
 from aeutils.metrics import active_share, jacobian_over_variance, knn_accuracy, psnr
 from aeutils.svm import SVC
-from aeutils.training import SHIPPED, AutoencoderConfig, VAEConfig, checkpoint_path, load_or_train
+from aeutils.training import (
+    SHIPPED,
+    AutoencoderConfig,
+    VAEConfig,
+    checkpoint_path,
+    find_checkpoint,
+    load_or_train,
+)
 
 SEEDS = 5
 FACE_SEEDS = 5
@@ -199,7 +214,10 @@ def face_tasks(parameters, sources=(("frey", FACE_SEEDS), ("synthetic", 1))):
 
 
 def tasks_of(plan):
-    """The headline trainings of a plan's notebooks whose weights are in none of its folders, the longest first."""
+    """The headline trainings of a plan's notebooks whose weights are in none of its folders, the longest first.
+
+    Weights of digit models count only if they were trained on the plan's images; ValueError on a damaged checkpoint.
+    """
     tasks = []
     for parameters in plan.notebooks.values():
         if {*FACES, "faces", "split", "split_seed"} <= parameters.keys():
@@ -209,10 +227,12 @@ def tasks_of(plan):
     for parameters in plan.notebooks.values():
         if {*DIGITS, "n_train"} <= parameters.keys():
             tasks += digit_tasks(parameters, parameters["n_seeds"])
+    images = load_mnist().train_images
+    marks = {None: None} | {n: fingerprint(images[:n]) for n in {task.n_train for task in tasks} - {None}}
     return [
         task
         for task in dict.fromkeys(tasks)
-        if not any(checkpoint_path(task.config, folder).exists() for folder in plan.weights)
+        if not find_checkpoint(task.config, marks[task.n_train], plan.weights)
     ]
 
 
