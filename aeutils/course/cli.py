@@ -99,7 +99,9 @@ def run(profile, output, reuse, parameters, notebooks, keep_going, timeout):
     output = Path("runs") / profile if output is None else output
     plan = runner.plan(notebooks, profile, dict(parameters), output, reuse)
     if any(plan.weights[-1].glob("*")) and not reuse:
-        click.echo(f"Weights found in {plan.weights[-1]} are taken up where their configuration matches.")
+        click.echo(
+            f"Weights found in {plan.weights[-1]} are taken up where their configuration and images match."
+        )
     metrics = runner.execute(plan, keep_going=keep_going, timeout=timeout)
     rows, off = reporting.comparison(metrics)
     click.echo(reporting.as_text(rows))
