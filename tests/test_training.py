@@ -191,6 +191,13 @@ def test_the_history_is_a_mean_over_images_and_val_a_score_in_evaluation_mode(mo
     assert history[-1]["val"] == pytest.approx((model(val) - val).square().mean().item(), rel=1e-4)
 
 
+def test_a_score_is_taken_in_evaluation_mode_and_is_the_same_every_time():
+    config, x = VAEConfig(latent_dim=3, dropout=0.5), torch.randint(0, 256, (6, 1, 28, 20)) / 255
+    model = config.build((28, 20)).train()
+    first = training.score(config, model, x)
+    assert not model.training and training.score(config, model.train(), x) == first
+
+
 def test_kl_sparsity_trains_sigmoid_codes(images):
     config = dataclasses.replace(SMALL, penalty="kl", code="sigmoid", lam=5.0, rho=0.1, epochs=12)
     model, _ = quiet(config, images)
