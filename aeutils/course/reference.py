@@ -227,8 +227,8 @@ def tasks_of(plan):
     for parameters in plan.notebooks.values():
         if {*DIGITS, "n_train"} <= parameters.keys():
             tasks += digit_tasks(parameters, parameters["n_seeds"])
-    images = load_mnist().train_images
-    marks = {None: None} | {n: fingerprint(images[:n]) for n in {task.n_train for task in tasks} - {None}}
+    sizes = {task.n_train for task in tasks} - {None}
+    marks = {None: None} | {n: fingerprint(load_mnist().train_images[:n]) for n in sizes}
     return [
         task
         for task in dict.fromkeys(tasks)
