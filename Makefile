@@ -34,7 +34,7 @@ $(READY): requirements.txt pyproject.toml
 	if [ -z "$$python" ]; then \
 	  echo "No Python 3.11, 3.12 or 3.13 was found; install one, or name it: make PYTHON=/path/to/python3.11" >&2; exit 1; \
 	fi; \
-	if ! "$(BIN)/python" -c "$(SUPPORTED)" >/dev/null 2>&1; then \
+	if ! "$(BIN)/python" -c "import pip; $(SUPPORTED)" >/dev/null 2>&1; then \
 	  echo "Setting up $(VENV) with $$python"; "$$python" -m venv --clear $(VENV) || exit 1; \
 	fi
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_ARGS) -r requirements.txt

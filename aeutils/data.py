@@ -167,8 +167,8 @@ def corrupt(x, kind, level, generator) -> torch.Tensor:
     "gaussian": clamp(x + level·ε, 0, 1), ε ~ N(0, I). "salt_pepper": each pixel is replaced with probability
     `level`, by 0 or 1 with even odds. "occlusion": a square of side round(level·H) at a random place inside
     each image is set to 0. "shift": each image moves up, down, left or right by round(level) pixels, zeros
-    following. "contrast": (1 − level)·x, fading towards the dark background. ValueError: unknown kind, or
-    level outside [0, 1] ([0, min(H, W)] for "shift").
+    following. "contrast": (1 − level)·x, fading towards the dark background. ValueError: unknown kind, images
+    outside [0, 1], or level outside [0, 1] ([0, min(H, W)] for "shift").
     """
     if kind not in CORRUPTIONS:
         raise ValueError(f"kind must be one of {', '.join(CORRUPTIONS)}, not {kind!r}.")
@@ -176,6 +176,9 @@ def corrupt(x, kind, level, generator) -> torch.Tensor:
     most = min(height, width) if kind == "shift" else 1
     if not 0 <= level <= most:
         raise ValueError(f"level of {kind!r} must be in [0, {most}], not {level}.")
+    low, high = x.aminmax()
+    if not (low >= 0 and high <= 1):
+        raise ValueError(f"x lies in [{low:g}, {high:g}]; scale the images to [0, 1].")
 
     def uniform(*shape):
         return torch.rand(shape, generator=generator, device=generator.device).to(x.device)

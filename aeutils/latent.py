@@ -38,7 +38,7 @@ def interpolate(model, x1, x2, alphas):
     Raises ValueError for an alpha outside [0, 1] and for x1, x2 of different shapes.
     """
     alphas = torch.as_tensor(alphas, dtype=x1.dtype)
-    if alphas.min() < 0 or alphas.max() > 1:
+    if not (alphas.min() >= 0 and alphas.max() <= 1):
         raise ValueError(f"alphas are {alphas.tolist()}; each must lie in [0, 1].")
     if x1.shape != x2.shape:
         raise ValueError(f"x1 has shape {tuple(x1.shape)} and x2 has {tuple(x2.shape)}; they must be equal.")

@@ -23,7 +23,8 @@ def l1_sparsity(h):
 def kl_sparsity(h, rho):
     """KL penalty: sum_j KL(rho || rho_hat_j), rho_hat_j = (1/B) sum_b h_bj, a scalar in nats (Ng, 2011).
 
-    KL(rho || r) = rho log(rho / r) + (1 - rho) log((1 - rho) / (1 - r)): the code must lie in (0, 1).
+    KL(rho || r) = rho log(rho / r) + (1 - rho) log((1 - rho) / (1 - r)): the code must lie in (0, 1). The value is that
+    of r kept 1e-6 away from 0 and 1, the gradient goes through: a dead unit is pushed towards rho as well.
     Raises ValueError where rho is not in (0, 1) or a mean activation is not in [0, 1].
     """
     if not 0 < rho < 1:
@@ -31,7 +32,7 @@ def kl_sparsity(h, rho):
     rho_hat = h.mean(0)
     if rho_hat.min() < 0 or rho_hat.max() > 1:
         raise ValueError("a mean activation lies outside [0, 1]; the KL penalty needs a sigmoid code.")
-    rho_hat = rho_hat.clamp(1e-6, 1 - 1e-6)
+    rho_hat = rho_hat + (rho_hat.clamp(1e-6, 1 - 1e-6) - rho_hat).detach()
     return (rho * torch.log(rho / rho_hat) + (1 - rho) * torch.log((1 - rho) / (1 - rho_hat))).sum()
 
 

@@ -3,7 +3,7 @@
 import math
 
 import torch
-from scipy import stats
+from scipy.special import stdtrit  # as scipy.stats.t.ppf, which takes a second to import
 
 from .losses import gaussian_kl_units
 
@@ -18,12 +18,20 @@ def psnr(x_hat, x):
 
 
 def latent_l2(h1, h2):
-    """||h1 - h2||_2, one value a row, (N,), in the code's own unit: it compares nothing across models."""
+    """||h1 - h2||_2, one value a row, (N,), in the code's own unit: it compares nothing across models.
+
+    Raises ValueError where the shapes differ.
+    """
+    if h1.shape != h2.shape:
+        raise ValueError(f"h1 has shape {tuple(h1.shape)} and h2 has {tuple(h2.shape)}; they must be equal.")
     return torch.linalg.vector_norm(h1 - h2, dim=1)
 
 
 def relative_l2(h1, h2, h_start, h_end):
-    """||h1 - h2||_2 / ||h_start - h_end||_2, (N,): the same distance as a share of that of the path's ends."""
+    """||h1 - h2||_2 / ||h_start - h_end||_2, (N,): the same distance as a share of that of the path's ends.
+
+    Not finite where the ends are equal. Raises ValueError where shapes differ.
+    """
     return latent_l2(h1, h2) / latent_l2(h_start, h_end)
 
 
@@ -38,9 +46,15 @@ def dead_units(h_max):
 
 
 def hoyer(h):
-    """Hoyer's sparsity (sqrt(d) - ||c||_1 / ||c||_2) / (sqrt(d) - 1) of the centred codes c, averaged over images."""
+    """Hoyer's sparsity (sqrt(d) - ||c||_1 / ||c||_2) / (sqrt(d) - 1) of the centred codes c, averaged over images.
+
+    Raises ValueError for codes of one unit, and where a code is the mean of all: it has no direction.
+    """
     c = h - h.mean(0)
-    ratio = c.abs().sum(1) / torch.linalg.vector_norm(c, dim=1).clamp(min=1e-12)
+    norms = torch.linalg.vector_norm(c, dim=1)
+    if h.shape[1] < 2 or not norms.min() > 0:
+        raise ValueError("a code has one unit, or is the mean of all codes; Hoyer's sparsity is not defined.")
+    ratio = c.abs().sum(1) / norms
     root = math.sqrt(h.shape[1])
     return ((root - ratio) / (root - 1)).mean().item()
 
@@ -132,7 +146,7 @@ def t_interval(values):
     if n < 2:
         return mean, math.nan, math.nan
     spread = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1))
-    half = stats.t.ppf(0.975, n - 1) * spread / math.sqrt(n)
+    half = stdtrit(n - 1, 0.975) * spread / math.sqrt(n)
     return mean, mean - half, mean + half
 
 

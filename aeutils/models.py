@@ -48,6 +48,7 @@ class Encoder(nn.Module):
 
     A level is two 3x3 convolutions; max pooling halves the resolution between levels. Levels from `norm_from` on are
     normalised image by image (Wu and He, 2018), the finest ones, where it costs most, are not.
+    Raises ValueError where a side of `size`, (H, W), cannot be halved between all levels.
     """
 
     def __init__(
@@ -59,6 +60,10 @@ class Encoder(nn.Module):
             for i, (c_in, c_out) in enumerate(zip((1, *widths), widths))
         )
         shrink = 2 ** (len(widths) - 1)
+        if any(side % shrink for side in size):
+            raise ValueError(
+                f"size is {tuple(size)}; with {len(widths)} levels both must be multiples of {shrink}."
+            )
         self.dense = nn.Linear(widths[-1] * (size[0] // shrink) * (size[1] // shrink), out_dim)
         self.dropout = nn.Dropout(dropout)
 
@@ -132,7 +137,8 @@ class Autoencoder(nn.Module):
     learned b (`relu`). To shrink a changes no code, no penalty and no Jacobian: scale is not structure. Training takes
     m and s from the batch (Ioffe and Szegedy, 2015), evaluation from running means. A `sigmoid` code is h = sigmoid(a).
 
-    Shapes: x and x_hat (B, 1, H, W) in [0, 1], h (B, latent_dim). Raises ValueError on an unknown code.
+    Shapes: x and x_hat (B, 1, H, W) in [0, 1], h (B, latent_dim). Raises ValueError on an unknown code, a latent_dim
+    below 1 and a size that cannot be halved between the levels.
     """
 
     def __init__(self, latent_dim=256, widths=(8, 16, 16), code="sigmoid", size=(28, 28), skips=False):

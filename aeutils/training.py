@@ -57,7 +57,7 @@ class AutoencoderConfig:
     def __post_init__(self):
         if self.penalty not in PENALTIES:
             raise ValueError(f"penalty is {self.penalty!r}; it must be one of {', '.join(PENALTIES)}.")
-        if self.lam < 0:
+        if not self.lam >= 0:
             raise ValueError(f"lam is {self.lam}; it weighs a penalty and must be 0 or more.")
         if not 0 < self.probe_share <= 1:
             raise ValueError(f"probe_share is {self.probe_share}; it must be greater than 0 and at most 1.")
@@ -115,7 +115,7 @@ class VAEConfig:
     def __post_init__(self):
         if self.latent_dim < 1:
             raise ValueError(f"latent_dim is {self.latent_dim}; it must be 1 or more.")
-        if self.beta < 0:
+        if not self.beta >= 0:
             raise ValueError(f"beta is {self.beta}; it weighs the KL and must be 0 or more.")
         check_schedule(self)
 
@@ -139,8 +139,10 @@ def check_schedule(config):
         if field.type is float:
             object.__setattr__(config, field.name, float(getattr(config, field.name)))
     for name in ("epochs", "batch_size", "lr"):
-        if getattr(config, name) <= 0:
+        if not getattr(config, name) > 0:
             raise ValueError(f"{name} is {getattr(config, name)}; it must be greater than 0.")
+    if config.batch_size == 1:
+        raise ValueError("batch_size is 1; it must be 2 or more: codes are standardised over a batch.")
 
 
 class Trained(NamedTuple):
@@ -161,8 +163,10 @@ def pick_device(name="auto"):
 
 
 def autocast(device):
-    """bfloat16 where the processor multiplies it natively (AVX-512 BF16, AMX, CUDA), float32 elsewhere."""
-    native = device == "cuda" or (device == "cpu" and torch.cpu._is_avx512_bf16_supported())
+    """bfloat16 where the processor multiplies it natively (AVX-512 BF16, AMX, CUDA from Ampere on), else float32."""
+    native = (device == "cpu" and torch.cpu._is_avx512_bf16_supported()) or (
+        device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    )
     return torch.autocast(device, torch.bfloat16) if native else contextlib.nullcontext()
 
 
@@ -258,8 +262,10 @@ def score(config, model, images, batch_size=500):
 
 
 def check_images(images, batch_size):
-    if images.ndim != 4 or images.shape[1] != 1:
+    if images.ndim != 4 or images.shape[1] != 1 or not len(images):
         raise ValueError(f"images have shape {tuple(images.shape)}; they must be (N, 1, H, W).")
+    if images.dtype != torch.float32:
+        raise ValueError(f"images are {images.dtype}; they must be torch.float32, in [0, 1].")
     low, high = images.min().item(), images.max().item()
     if not (low >= 0 and high <= 1):
         raise ValueError(f"images lie in [{low:g}, {high:g}]; scale them to [0, 1].")

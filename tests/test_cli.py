@@ -376,7 +376,7 @@ def test_a_full_run_trains_the_headline_models_first_and_side_by_side(course, mo
     )
     images, threads = load_mnist().train_images, torch.get_num_threads()
     for name in ("ae", "cae"):  # as one process alone trains them, to the bit
-        load_or_train(configs[name], images[:1024], images[-5000:], folders=["alone"], progress=False)
+        load_or_train(configs[name], images[:1024], images[-1024:], folders=["alone"], progress=False)
         one, other = (
             read_checkpoint(checkpoint_path(configs[name], f))[0] for f in ("alone", "out/checkpoints")
         )
@@ -386,8 +386,8 @@ def test_a_full_run_trains_the_headline_models_first_and_side_by_side(course, mo
 
 
 def test_what_is_trained_first_is_what_the_notebooks_load(monkeypatch, tmp_path):
-    changed = {"seed": 2, "n_seeds": 2, "n_face_seeds": 2, "latent_dim": 17, "beta": 2.0, "split": "blocks"}
-    changed |= {"faces": "synthetic", "lam_cae": 0.5, "split_seed": 4, "n_train": 2048}
+    changed = {"seed": 2, "n_seeds": 2, "n_face_seeds": 2, "latent_dim": 17, "beta": 2.0, "n_drawn": 800}
+    changed |= {"faces": "synthetic", "lam_cae": 0.5, "split": "blocks", "split_seed": 4, "n_train": 2048}
     plan = runner.plan(runner.NOTEBOOKS, "full", changed, tmp_path)
     loaded = []
     monkeypatch.setattr(settings, "load_or_train", lambda config, *_, **__: loaded.append(config))
@@ -413,7 +413,11 @@ def test_what_is_trained_first_is_what_the_notebooks_load(monkeypatch, tmp_path)
     settings.face_models(("vae",), seeds=[2], **given | known)
     tasks = reference.tasks_of(plan)
     assert {task.config for task in tasks} == set(loaded) and len(tasks) == len(loaded) == 13
-    assert {task.n_train for task in tasks} == {2048, None}
+    assert {(task.config.data[:5], task.n_train) for task in tasks} == {
+        ("mnist", 2048),
+        ("synth", None),
+        ("indep", 800),
+    }
     path = checkpoint_path(loaded[0], plan.weights[0])
     path.parent.mkdir()
     for n, missing in ((2048, False), (1024, True)):  # trained on these images, on others

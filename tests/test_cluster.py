@@ -121,7 +121,7 @@ def test_a_study_has_a_row_for_every_penalty_strength_and_seed(monkeypatch, tmp_
     monkeypatch.setattr(
         reference,
         "path_point",
-        lambda model, images, _: {"val_mse": mse(model, images[-reference.VALIDATION :])},
+        lambda model, images, _: {"val_mse": mse(model, images[-reference.validation(1024) :])},
     )
     monkeypatch.setattr(training, "check_alive", lambda *_: None)  # after eight steps all images look alike
     rows = reference.study([0, 3], [0.001, 0.002], tmp_path)

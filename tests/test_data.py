@@ -564,6 +564,13 @@ def test_levels_out_of_range_are_refused(kind, level):
         data.corrupt(torch.zeros(1, 1, 28, 20), kind, level, seeded())
 
 
+@pytest.mark.parametrize("kind", data.CORRUPTIONS)
+@pytest.mark.parametrize("value", [-0.1, 128.0, float("nan")])
+def test_images_off_the_greys_are_not_corrupted(kind, value):
+    with pytest.raises(ValueError, match=r"scale the images to \[0, 1\]"):
+        data.corrupt(torch.full((2, 1, 28, 20), value), kind, 0.1, seeded())
+
+
 def test_an_unknown_corruption_is_refused():
     with pytest.raises(ValueError, match="gaussian, salt_pepper, occlusion, shift, contrast, not 'blur'"):
         data.corrupt(torch.zeros(1, 1, 28, 28), "blur", 0.1, seeded())

@@ -26,7 +26,8 @@ from aeutils import data, training
 from aeutils.course import cli, settings
 from aeutils.training import AutoencoderConfig, VAEConfig, checkpoint_path, load_or_train, read_checkpoint
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals, permissions and limits")
+if sys.platform == "win32":  # which has no SIGKILL to name in a decorator
+    pytest.skip("POSIX signals, permissions and limits", allow_module_level=True)
 
 SLOW = bool(os.environ.get("AEUTILS_SLOW"))
 AE = AutoencoderConfig(

@@ -72,7 +72,7 @@ def test_a_linear_encoder_maps_blends_to_the_straight_line():
     torch.testing.assert_close(blend(x1, x2, alphas) @ w, blend(x1 @ w, x2 @ w, alphas))
 
 
-@pytest.mark.parametrize("alphas", [[-0.1, 0.5], [0.5, 1.2]])
+@pytest.mark.parametrize("alphas", [[-0.1, 0.5], [0.5, 1.2], [0.5, float("nan")]])
 def test_interpolate_refuses_alphas_off_the_segment(model, alphas):
     with pytest.raises(ValueError, match=r"\[0, 1\]"):
         interpolate(model, torch.rand(1, 1, 8, 8), torch.rand(1, 1, 8, 8), alphas)

@@ -28,6 +28,8 @@ def test_psnr_of_equal_images_is_infinite_and_shapes_must_match():
     assert torch.isinf(metrics.psnr(x, x)).all()
     with pytest.raises(ValueError, match="must be equal"):
         metrics.psnr(x, x[:1])
+    with pytest.raises(ValueError, match="must be equal"):
+        metrics.latent_l2(x.flatten(1), x[:1].flatten(1))
 
 
 def test_latent_distances():
@@ -83,6 +85,9 @@ def test_hoyer_is_1_for_one_active_unit_and_0_for_equal_magnitudes():
 def test_hoyer_does_not_see_where_the_codes_lie():
     h = torch.randn(50, 6, generator=torch.Generator().manual_seed(0)).double() ** 3
     assert metrics.hoyer(h + torch.linspace(-5, 5, 6)) == pytest.approx(metrics.hoyer(h))
+    for nothing in (torch.ones(4, 3), torch.rand(4, 1)):
+        with pytest.raises(ValueError, match="not defined"):
+            metrics.hoyer(nothing)
 
 
 def test_contraction_is_relative_to_the_variance_of_all_units():

@@ -85,6 +85,13 @@ def test_what_is_no_metric_is_refused(values):
     assert not run.metrics
 
 
+def test_a_verdict_on_what_is_not_finite_is_refused():
+    run = Results(1, "full", range(5))
+    with pytest.raises(ValueError, match="differences of E1"):
+        run.verdict("E1", "claim", "contrast", [1.0, 1.0, 1.0, 1.0, math.nan])
+    assert not run.verdicts
+
+
 @pytest.mark.parametrize(
     "differences, greater, threshold, word",
     [
@@ -468,7 +475,7 @@ def test_the_four_digit_models_differ_in_nothing_but_the_penalty():
     assert rest[0] == rest[1] == rest[2] == rest[3]
 
 
-def test_digit_models_train_on_the_first_images_and_validate_on_the_last_5000(monkeypatch):
+def test_digit_models_train_on_the_first_images_and_validate_on_the_last_ones(monkeypatch):
     asked, images = [], torch.arange(60_000)
     monkeypatch.setattr(settings, "load_or_train", lambda *given, **_: asked.append(given))
     common = {
@@ -486,6 +493,7 @@ def test_digit_models_train_on_the_first_images_and_validate_on_the_last_5000(mo
     ]
     for _, train, val in asked:
         assert train.tolist() == list(range(55_000)) and val.tolist() == list(range(55_000, 60_000))
+    assert settings.validation(1024) == 1024
     with pytest.raises(ValueError, match="n_train is 55001"):
         check_parameters({"n_train": 55_001})
 
@@ -512,13 +520,13 @@ def test_the_reference_trains_on_no_validation_image(monkeypatch):
 
 def test_faces_are_split_as_a_configuration_says():
     drawn = load_frey_faces(source="synthetic").images
-    independent = synthetic_faces(len(drawn), 3, independent=True)[0]
+    independent = synthetic_faces(900, 3, independent=True)[0]
     for data, images, split in (
         ("synthetic/blocks-3", drawn, ("blocks", 3)),
         ("synthetic/random-0", drawn, ("random", 0)),
         ("independent/random-3", independent, ("random", 3)),
     ):
-        train, val = reference_run.images_of(data, None)
+        train, val = reference_run.images_of(data, 900 if images is independent else None)
         index = split_frames(len(images), *split)
         assert torch.equal(train, images[index.train]) and torch.equal(val, images[index.val])
 

@@ -2,6 +2,8 @@
 
 import ast
 import json
+import re
+import sys
 from pathlib import Path
 
 import nbformat
@@ -126,7 +128,7 @@ def hostile_run(folder, figures=("01.1",)):
     outputs.append(new_output("stream", text=HOSTILE))
     outputs.append(new_output("error", ename="E", evalue=HOSTILE, traceback=[HOSTILE]))
     cell = new_code_cell(f"# {HOSTILE}", outputs=outputs)
-    stem = f"01_{HOSTILE}".replace("/", "")
+    stem = re.sub(r'[/"<>]' if sys.platform == "win32" else "/", "", f"01_{HOSTILE}")
     nbformat.write(new_notebook(cells=[cell]), folder / f"{stem}.ipynb")
     verdict = {"claim": HOSTILE, "contrast": HOSTILE, "verdict": HOSTILE, "effect": 1.0, "ci95": None, "n": 1}
     metrics = {
@@ -148,6 +150,14 @@ def test_no_text_becomes_markup_in_a_report(tmp_path):
     for page in pages:
         assert page.count("&lt;script&gt;alert(1)") > 3
         assert "<script" not in page and "<img src=x" not in page and 'href="javascript' not in page
+
+
+def test_a_report_names_the_seeds_of_the_faces_apart(tmp_path):
+    hostile_run(tmp_path)
+    metrics = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
+    for n_faces, said in ((1, "seeds 0, on"), (2, "seeds 0 (of faces 0, 1), on")):
+        metrics["parameters"]["04"] = {"seed": 0, "n_face_seeds": n_faces}
+        assert said in report.index_html(metrics, [])
 
 
 @pytest.mark.parametrize("number", ["../../x", "/x", "a/b", "..\\x", "", "1\n", "1\x00", "..", "1 2", "ü/.."])

@@ -97,8 +97,9 @@ def test_the_patches_of_the_recipes_end_with_them():
 def test_the_time_to_a_target_is_that_of_the_shortest_training_that_reaches_it(few, monkeypatch):
     asked = []
 
-    def fit(config, images, progress):
+    def fit(config, images, device, progress):
         asked.append((config.penalty, config.epochs))
+        assert device == "cpu"
         torch.manual_seed(0)
         return Autoencoder(4, code="relu").eval(), []
 

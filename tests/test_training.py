@@ -385,6 +385,9 @@ def test_a_collapsed_model_is_an_error(images, monkeypatch):
         (torch.full((64, 1, 28, 28), math.nan), r"\[0, 1\]"),
         (torch.full((64, 1, 28, 28), 0.5), "constant"),
         (torch.rand(8, 1, 28, 28), "fewer than one batch"),
+        (torch.rand(0, 1, 28, 28), "shape"),
+        (torch.rand(64, 1, 28, 28).double(), "float64"),
+        (torch.randint(0, 2, (64, 1, 28, 28)), "int64"),
     ],
 )
 def test_images_that_cannot_be_trained_on_are_refused(images, message):
@@ -399,6 +402,9 @@ def test_images_that_cannot_be_trained_on_are_refused(images, message):
         {"lam": -1},
         {"epochs": 0},
         {"batch_size": 0},
+        {"batch_size": 1},
+        {"lam": math.nan},
+        {"lr": math.nan},
         {"lr": 0.0},
         {"code": "tanh"},
         {"probe_share": 0.0},
@@ -410,7 +416,7 @@ def test_settings_that_make_no_sense_are_refused(setting):
         dataclasses.replace(SMALL, **setting).build((28, 28))
 
 
-@pytest.mark.parametrize("setting", [{"latent_dim": 0}, {"beta": -1.0}])
+@pytest.mark.parametrize("setting", [{"latent_dim": 0}, {"beta": -1.0}, {"beta": math.nan}])
 def test_vae_settings_that_make_no_sense_are_refused(setting):
     with pytest.raises(ValueError, match=next(iter(setting))):
         VAEConfig(**setting)

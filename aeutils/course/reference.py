@@ -28,7 +28,7 @@ from aeutils.course import report, runner
 from aeutils.course.readme import BENCH, write_readme
 from aeutils.course.results import REFERENCE, UNKNOWN, load_reference, write_json
 from aeutils.course.runner import RunFailed
-from aeutils.course.settings import READ, VALIDATION, digit_configs, face_configs, seeds_of
+from aeutils.course.settings import READ, VALIDATION, digit_configs, face_configs, seeds_of, validation
 from aeutils.data import (
     DATA,
     corrupt,
@@ -119,15 +119,14 @@ class Done(NamedTuple):
 
 @lru_cache(maxsize=1)
 def images_of(data, n_train):
-    """The training and the validation images that a configuration's `data` names."""
+    """The training and the validation images that a configuration's `data` names; n_train with them, if drawn."""
     if data == "mnist":
         images = load_mnist().train_images
-        return images[:n_train], images[-VALIDATION:]
+        return images[:n_train], images[-validation(n_train) :]
     source, split = data.split("/")
     kind, seed = split.split("-")
     if source == "independent":
-        n = len(load_frey_faces(source="synthetic").images)
-        images = synthetic_faces(n, int(seed), independent=True)[0]
+        images = synthetic_faces(n_train, int(seed), independent=True)[0]
     else:
         images = load_frey_faces(source=source).images
     index = split_frames(len(images), kind, int(seed))
@@ -206,11 +205,12 @@ def digit_tasks(parameters, n_seeds=SEEDS):
 def face_tasks(parameters, sources=(("frey", FACE_SEEDS), ("synthetic", 1))):
     kept = {name: parameters[name] for name in FACES}
     split = f"{parameters['split']}-{parameters['split_seed']}"
-    known = ("independent", "random-0", ("vae",), 1)  # whose factors are known
-    for source, split, names, n_seeds in (*((name, split, ("vae", "ae"), n) for name, n in sources), known):
+    known = ("independent", "random-0", ("vae",), 1, parameters["n_drawn"])  # whose factors are known
+    taken = ((name, split, ("vae", "ae"), n_seeds, None) for name, n_seeds in sources)
+    for source, split, names, n_seeds, n_drawn in (*taken, known):
         for seed in seeds_of(parameters["seed"], n_seeds):
             configs = face_configs(seed=seed, data=f"{source}/{split}", **kept)
-            yield from (Task(f"{name} {source}", configs[name]) for name in names)
+            yield from (Task(f"{name} {source}", configs[name], n_drawn) for name in names)
 
 
 def tasks_of(plan):
@@ -227,12 +227,12 @@ def tasks_of(plan):
     for parameters in plan.notebooks.values():
         if {*DIGITS, "n_train"} <= parameters.keys():
             tasks += digit_tasks(parameters, parameters["n_seeds"])
-    sizes = {task.n_train for task in tasks} - {None}
-    marks = {None: None} | {n: fingerprint(load_mnist().train_images[:n]) for n in sizes}
+    sizes = {task.n_train for task in tasks if task.config.data == "mnist"}
+    marks = {("mnist", n): fingerprint(load_mnist().train_images[:n]) for n in sizes}
     return [
         task
         for task in dict.fromkeys(tasks)
-        if not find_checkpoint(task.config, marks[task.n_train], plan.weights)
+        if not find_checkpoint(task.config, marks.get((task.config.data, task.n_train)), plan.weights)
     ]
 
 

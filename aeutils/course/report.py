@@ -161,11 +161,14 @@ def index_html(metrics, chapters):
     state = f'<span class="off">{len(off)} out of tolerance</span>' if off else "none out of tolerance"
     known = {"frey": "Frey Face, 1965 frames", None: "no faces"}
     faces = known.get(metrics["faces"], "drawn stand-in faces")
+    shown = metrics["parameters"].get("04", {})
+    drawn = seeds_of(shown["seed"], shown["n_face_seeds"]) if "n_face_seeds" in shown else metrics["seeds"]
+    of_faces = "" if drawn == metrics["seeds"] else f" (of faces {', '.join(map(str, drawn))})"
     parts = [
         f"<h1>Autoencoders: {escape(metrics['profile'])} run</h1>",
         f"<p>{len(metrics['seconds'])} notebooks in {metrics['wall_seconds'] / 60:.1f} minutes, training "
-        f"seeds {escape(', '.join(map(str, metrics['seeds'])))}, on {escape(metrics['device'])}; MNIST and {faces}. "
-        f"{len(rows)} metrics, {state}.</p>",
+        f"seeds {escape(', '.join(map(str, metrics['seeds'])))}{of_faces}, on {escape(metrics['device'])}; MNIST and "
+        f"{faces}. {len(rows)} metrics, {state}.</p>",
     ]
     for number, said in metrics.get("failed", {}).items():
         first, *more = said.split("\n", 1)

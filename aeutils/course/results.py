@@ -54,7 +54,12 @@ class Results:
         self.metrics[f"{self.number}.{name}"] = entry | {"unit": unit}
 
     def verdict(self, name, claim, contrast, differences, greater=True, threshold=0.0):
-        """Record the verdict on a claim, "E3", from one paired difference a seed; a quick run claims none."""
+        """Record the verdict on a claim, "E3", from one paired difference a seed; a quick run claims none.
+
+        ValueError: a difference is not finite.
+        """
+        if not all(map(math.isfinite, plain(differences))):
+            raise ValueError(f"the differences of {name} are {plain(differences)}; each must be finite.")
         found = verdict(plain(differences), greater=greater, threshold=threshold)
         if self.profile == "quick":
             found["verdict"] = "not enough seeds"

@@ -26,6 +26,7 @@ PROFILES = {  # parameters that a profile overrides, in every notebook that has 
         "n_noisy": 300,
         "face_epochs": 3,
         "iwae_samples": 10,
+        "n_drawn": 700,
     },
 }
 
@@ -63,6 +64,7 @@ PARAMETERS = {  # name: (type, smallest, largest, an example) or (str, allowed v
     "reach": (int, 0, 10, 2),
     "n_samples": (int, 1, 1024, 64),
     "iwae_samples": (int, 1, 100000, 500),
+    "n_drawn": (int, 700, 100000, 1965),
 }
 
 
@@ -126,6 +128,11 @@ def folders_for(checkpoints):
     return [SHIPPED, Path(pooch.os_cache("aeutils")) / "checkpoints"]
 
 
+def validation(n_train):
+    """How many of the last training images choose lam and train no model: 5,000, and no more than train one."""
+    return min(VALIDATION, n_train)
+
+
 def digit_configs(*, seed, latent_dim, lam_sae, lam_cae, sigma_dae, epochs):
     """{"ae", "sae", "cae", "dae"}: the same everything but the penalty, or the noise that the input gets."""
     common = {"latent_dim": latent_dim, "epochs": epochs, "seed": seed}
@@ -154,9 +161,9 @@ def digit_models(
 ):
     """{name: [Trained, one a seed]} for names of digit_configs, reloaded or trained.
 
-    `images` are all 60,000 training images: the first n_train train, the last 5,000 validate.
+    `images` are all 60,000 training images: the first n_train train, the last ones validate.
     """
-    train, val, folders = images[:n_train], images[-VALIDATION:], folders_for(checkpoints)
+    train, val, folders = images[:n_train], images[-validation(n_train) :], folders_for(checkpoints)
     models = {name: [] for name in names}
     for seed in seeds:
         configs = digit_configs(

@@ -109,7 +109,7 @@ def trained(config):
     """(seconds, model) of a training, without a checkpoint, on the images that train the headline models."""
     images = load_mnist().train_images[:55_000]
     start = time.perf_counter()
-    model, _ = fit(config, images, progress=False)
+    model, _ = fit(config, images, device="cpu", progress=False)
     return time.perf_counter() - start, model
 
 
@@ -175,7 +175,10 @@ def stored_codes():
     """Codes of all training images by the stored AE, standardised, and their labels."""
     mnist = load_mnist()
     images = mnist.train_images
-    model = load_or_train(AutoencoderConfig(), images[:55_000], folders=[SHIPPED], progress=False).model
+    train, val = images[:55_000], images[55_000:]
+    model = load_or_train(
+        AutoencoderConfig(), train, val, folders=[SHIPPED], device="cpu", progress=False
+    ).model
     h = encode_dataset(model, images)
     return (h - h.mean(0)) / h.var(0).mean().sqrt(), mnist.train_labels
 
@@ -224,7 +227,7 @@ def work(what, size):
         replace(AutoencoderConfig(epochs=1, seed=seed), **changes)
         for seed in range(size if what == "seeds" else 1)
     ]
-    return [partial(fit, config, images, progress=False) for config in configs]
+    return [partial(fit, config, images, device="cpu", progress=False) for config in configs]
 
 
 def cost(what, size):
