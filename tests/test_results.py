@@ -85,15 +85,6 @@ def test_what_is_no_metric_is_refused(values):
     assert not run.metrics
 
 
-def test_repeated_trainings_leave_their_mean_and_themselves():
-    run = Results(1, "full", [0, 1])
-    run.add("a", torch.tensor([1.0, 2.0, 6.0]), "dB", repeats=True)
-    kept = {"value": 3.0, "per_seed": [], "ci95": None, "repeats": [1.0, 2.0, 6.0], "unit": "dB"}
-    assert run.metrics == {"01.a": kept}
-    with pytest.raises(ValueError, match="must be finite"):
-        run.add("b", [1.0, math.inf], repeats=True)
-
-
 def test_a_verdict_on_what_is_not_finite_is_refused():
     run = Results(1, "full", range(5))
     with pytest.raises(ValueError, match="differences of E1"):
@@ -307,9 +298,6 @@ def test_tolerances_cover_new_seeds_and_other_machines():
     assert reloaded == pytest.approx(s / 4) and anew == pytest.approx(widest * s * math.sqrt(1 / 3 + 1 / 5))
     of_one = reference_run.tolerances({"value": 14.0, "per_seed": spread, "unit": "dB"}, widest, 1)[1]
     assert of_one == pytest.approx(widest * s * math.sqrt(1 + 1 / 5))
-    repeated = {"value": 14.0, "per_seed": [], "repeats": spread, "unit": "dB"}
-    of_five = reference_run.tolerances(repeated, widest)
-    assert of_five == pytest.approx((0.07, widest * s * math.sqrt(1 / 5 + 1 / 5)))
     wide = {"value": 0.9, "per_seed": [0.1, 0.5, 0.9, 1.3, 1.7], "unit": ""}
     assert reference_run.tolerances(wide, widest)[1] is None  # it would hold nothing
 

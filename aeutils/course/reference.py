@@ -479,18 +479,16 @@ def tolerances(entry, widest, retrained=3):
     The first allows for another processor and number of threads: ten times the difference measured between
     MACHINES, 0.5 % of the value, a quarter of a standard deviation over seeds, or a fifth of the unit's floor,
     whichever is most. The second is at least 2 % of the value, half a standard deviation, the floor, and a prediction
-    interval for the mean of m new seeds (`retrained`; as many as it has `repeats`), t s sqrt(1/m + 1/n), with t such
-    that all metrics together give a false alarm in one run of 20; it is None for a figure of a single seed, whose
-    spread nobody has measured, and where it exceeds the value itself.
+    interval for the mean of m new seeds (`retrained`), t s sqrt(1/m + 1/n), with t such that all metrics together give
+    a false alarm in one run of 20; it is None for a figure of a single seed, whose spread nobody has measured, and
+    where it exceeds the value itself.
     """
-    per_seed, repeats = entry["per_seed"], entry.get("repeats", [])
-    n, size, floor = len(per_seed or repeats), abs(entry["value"]), FLOORS.get(entry["unit"], 5e-6)
-    spread = statistics.stdev(per_seed or repeats) if n > 1 else 0.0
-    reloaded = max(10 * entry.get("machine", 0.0), 0.005 * size, spread / 4 if per_seed else 0.0, floor / 5)
+    n, size, floor = len(entry["per_seed"]), abs(entry["value"]), FLOORS.get(entry["unit"], 5e-6)
+    spread = statistics.stdev(entry["per_seed"]) if n > 1 else 0.0
+    reloaded = max(10 * entry.get("machine", 0.0), 0.005 * size, spread / 4, floor / 5)
     if n == 1:
         return reloaded, None
-    m = retrained if per_seed else max(n, 1)
-    interval = widest * spread * math.sqrt(1 / m + 1 / max(n, 1))
+    interval = widest * spread * math.sqrt(1 / retrained + 1 / max(n, 1))
     anew = max(reloaded, 0.02 * size, spread / 2, floor, interval)
     return reloaded, anew if anew <= max(floor, size) else None
 

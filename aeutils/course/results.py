@@ -33,22 +33,13 @@ class Results:
         self.number, self.profile, self.seeds, self.faces = f"{int(number):02d}", profile, list(seeds), faces
         self.parameters, self.metrics, self.verdicts, self.labels = dict(parameters or {}), {}, {}, {}
 
-    def add(self, name, values, unit="", repeats=False):
+    def add(self, name, values, unit=""):
         """Record a metric, "cae.psnr_db.alpha_0.4": one number, or one a seed, which gives a mean and an interval.
 
-        With `repeats` the values are those of repeated trainings with other seeds than the run's: their mean is kept,
-        and they as what tells how far another training may be off.
         ValueError: not a number, not finite, or neither one nor one a seed.
         """
         per_seed = plain(values)
-        if repeats:
-            entry = {
-                "value": math.fsum(per_seed) / len(per_seed),
-                "per_seed": [],
-                "ci95": None,
-                "repeats": per_seed,
-            }
-        elif isinstance(per_seed, Real):
+        if isinstance(per_seed, Real):
             entry = {"value": per_seed, "per_seed": [], "ci95": None}
         elif len(per_seed) == len(self.seeds):
             interval = t_interval(per_seed)[1:] if len(per_seed) > 1 else None
@@ -58,7 +49,7 @@ class Results:
             raise ValueError(
                 f"{name} has {len(per_seed)} values; it must have one, or one for each of {self.seeds}."
             )
-        if not all(math.isfinite(v) for v in (entry["value"], *entry["per_seed"], *entry.get("repeats", ()))):
+        if not all(math.isfinite(v) for v in (entry["value"], *entry["per_seed"])):
             raise ValueError(f"{name} is {values}; a metric must be finite.")
         self.metrics[f"{self.number}.{name}"] = entry | {"unit": unit}
 
