@@ -176,10 +176,11 @@ def one_cycle(step, steps, peak):
     return peak * (t / 0.3 if t < 0.3 else 0.5 * (1 + math.cos(math.pi * (t - 0.3) / 0.7)))
 
 
-def fit(config, images, val_images=None, *, resume=None, device="auto", progress=True):
+def fit(config, images, val_images=None, *, resume=None, device="auto", mixed=True, progress=True):
     """Train config's model on images (N, 1, H, W); return (model, history), one row of means an epoch.
 
-    With `val_images`, each row has their score as `val`. `resume` names a file that is rewritten as the training goes
+    With `val_images`, each row has their score as `val`. `mixed` lets the forward pass use bfloat16 where that is
+    native; without it, processors that have it and those that have not differ by rounding alone. `resume` names a file that is rewritten as the training goes
     and taken up again if it is there: the weights are the same, bit for bit, as those of an uninterrupted run.
     Raises ValueError for images that cannot be trained on, TrainingFailed on NaN or collapse.
     """
@@ -209,7 +210,7 @@ def fit(config, images, val_images=None, *, resume=None, device="auto", progress
             x = images[index].to(device).contiguous(memory_format=torch.channels_last)
             for group in optimiser.param_groups:
                 group["lr"] = one_cycle(step, steps, config.lr)
-            with autocast(device):
+            with autocast(device) if mixed else contextlib.nullcontext():
                 loss, terms = config.loss(model, x, generator, step / steps)
             if not torch.isfinite(loss):
                 bar.close()
@@ -309,7 +310,7 @@ def find_checkpoint(config, mark, folders):
     return None
 
 
-def load_or_train(config, images, val_images=None, *, folders, device="auto", progress=True):
+def load_or_train(config, images, val_images=None, *, folders, device="auto", mixed=True, progress=True):
     """The checkpoint of config on these images from the first folder that has one, else train and keep it in the last.
 
     Weights are kept, and used, in half precision, so that a run that trains and a run that reloads give the same
@@ -330,7 +331,9 @@ def load_or_train(config, images, val_images=None, *, folders, device="auto", pr
     path.parent.mkdir(parents=True, exist_ok=True)
     resume = path.with_suffix(".resume")
     try:
-        model, history = fit(config, images, val_images, resume=resume, device=device, progress=progress)
+        model, history = fit(
+            config, images, val_images, resume=resume, device=device, mixed=mixed, progress=progress
+        )
     except KeyboardInterrupt:
         kept = f"goes on from {resume}" if resume.exists() else "starts anew: no epoch was kept yet"
         raise KeyboardInterrupt(f"the training was interrupted; the same call {kept}.") from None

@@ -229,6 +229,21 @@ def test_the_vae_loss_is_in_nats_and_beta_weighs_the_kl():
     assert terms[0]["reconstruction"] == terms[1]["reconstruction"]
 
 
+def test_bfloat16_is_used_only_where_it_may_be(images, tmp_path, monkeypatch):
+    cast, seen = torch.autocast("cpu", torch.bfloat16), []
+
+    def loss(x_hat, x):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return reconstruction_loss(x_hat, x)
+
+    monkeypatch.setattr(training, "autocast", lambda device: cast)
+    monkeypatch.setattr(training, "reconstruction_loss", loss)
+    config = dataclasses.replace(SMALL, epochs=1, batch_size=128)
+    load_or_train(config, images, folders=[tmp_path / "mixed"], progress=False)
+    load_or_train(config, images, folders=[tmp_path / "float32"], mixed=False, progress=False)
+    assert seen == [True, False]
+
+
 @pytest.mark.parametrize("config", [SMALL, FACES], ids=["autoencoder", "vae"])
 def test_an_interrupted_training_resumes_to_the_same_bits(config, tmp_path, monkeypatch):
     x = squares(64, (28, 28) if config is SMALL else (28, 20))

@@ -114,7 +114,7 @@ def run(profile, output, reuse, parameters, notebooks, keep_going, timeout):
 
 @cli.command()
 def data():
-    """Fetch, verify and list the data sets and the shipped files."""
+    """Fetch, verify and list the data sets, and verify the shipped files."""
     from aeutils import data as sets
 
     mnist = sets.load_mnist()
