@@ -21,6 +21,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC as svm_of_scikit_learn
 from test_metrics import LinearGaussian
+from torch.func import jacrev, vmap
 
 from aeutils.course.results import Results
 from aeutils.data import load_mnist, split_frames
@@ -153,6 +154,30 @@ def test_swapped_codes_are_the_neighbours_and_zeros_are_zeros():
     assert swap_errors(plain, x) == pytest.approx([error.square().mean().item() for error in oracle])
     own = (skipping(x) - x).square().mean().item()
     assert swap_errors(skipping, x)[0] == pytest.approx(own)
+
+
+def test_the_active_rows_are_the_jacobian_and_their_singular_values_those_of_lapack():
+    torch.manual_seed(0)
+    encode, x = Autoencoder(9, code="relu").double().eval().encode, torch.rand(5, 1, 28, 28).double()
+    cells = functions("01", "active_rows", "singular_values")
+    J = cells.active_rows(encode, x)
+    assert torch.allclose(J, vmap(jacrev(lambda one: encode(one[None])[0]))(x).flatten(2), atol=1e-12)
+    silent = (J == 0).all(2).sum(1)
+    assert silent.min() > 0 and silent.max() > silent.min()
+    for one in J:
+        assert torch.allclose(cells.singular_values(one), torch.linalg.svdvals(one), atol=1e-9)
+
+
+def test_paths_are_parted_only_where_one_lies_above_the_other_as_a_whole():
+    parted = functions("03", "parted").parted
+    ends = {"sae": (90, 95), "cae": (95.1, 96), "dae": (94, 97)}
+    for pair in (("sae", "cae"), ("cae", "sae")):
+        assert parted(*pair, ends).startswith("the CAE's lowest lies above the SAE's highest")
+    assert "overlap" in parted("sae", "dae", ends) and "overlap" in parted("dae", "cae", ends)
+    paths = {"ae": [1, 2, 3], "sae": [3, 2, 1], "cae": [1, 3, 2], "dae": [1, 2, 2]}
+    on_path = {name: [{"accuracy": value} for value in values] for name, values in paths.items()}
+    direction = functions("03", "direction", on_path=on_path).direction
+    assert [direction(name, "accuracy") for name in paths] == ["rises", "falls", "turns", "turns"]
 
 
 def test_the_measures_of_a_path_equal_those_of_numpy():

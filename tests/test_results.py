@@ -26,7 +26,7 @@ from aeutils.course import reference as reference_run
 from aeutils.course import report, results, settings
 from aeutils.course.results import MIME, Results, load_reference, write_json
 from aeutils.course.settings import check_parameters, digit_configs, face_configs, folders_for, seeds_of
-from aeutils.data import load_frey_faces, split_frames
+from aeutils.data import corrupt, load_frey_faces, split_frames
 from aeutils.faces import synthetic_faces
 from aeutils.latent import different_pairs
 from aeutils.metrics import active_share
@@ -550,6 +550,7 @@ def test_the_lambda_path_has_a_row_for_every_lam_measured_on_validation_images(m
     mnist = SimpleNamespace(train_images=images, train_labels=labels)
     monkeypatch.setattr(reference_run, "load_mnist", lambda: mnist)
     monkeypatch.setattr(reference_run, "READ", 150)
+    monkeypatch.setattr(reference_run, "different_pairs", lambda labels, n: different_pairs(labels, n // 50))
     monkeypatch.setattr(reference_run.runner, "defaults", lambda path: small)
     rows = reference_run.lambda_path(tmp_path)
     assert [(row["penalty"], row["lam"]) for row in rows] == [("none", 0.0), ("l1", 0.1), ("l1", 0.2)]
@@ -573,6 +574,15 @@ def test_the_lambda_path_has_a_row_for_every_lam_measured_on_validation_images(m
     reader = SVC(C=10, gamma=1 / 4).fit(((h_read - mean) / scale).detach(), labels[:150])
     right = reader.predict(((h - mean) / scale).detach()) == labels[256:].numpy()
     assert rows[2]["svm_accuracy"] == pytest.approx(right.mean())
+    x_noisy = corrupt(images[256:], "gaussian", 0.3, torch.Generator().manual_seed(0))
+    right = reader.predict(((model.encode(x_noisy) - mean) / scale).detach()) == labels[256:].numpy()
+    assert rows[2]["svm_noisy"] == pytest.approx(right.mean())
+    (one, two), decibels = images[256:][different_pairs(labels[256:], 20)].unbind(1), []
+    for alpha in (0.2, 0.4, 0.6, 0.8):
+        blend = model(alpha * one + (1 - alpha) * two)
+        line = model.decode(alpha * model.encode(one) + (1 - alpha) * model.encode(two))
+        decibels.append(-10 * (blend - line).square().flatten(1).mean(1).log10().mean().item())
+    assert rows[2]["blend_db"] == pytest.approx(np.mean(decibels), rel=1e-4)
     assert rows[1]["of_tau"] == pytest.approx(np.mean([s / (1.25 * a) for s, a in zip(sae, ae)]))
     assert rows[2]["of_tau"] == pytest.approx(errors(1, penalty="l1", lam=0.2)[0] / (1.25 * ae[0]))
     assert rows == reference_run.lambda_path(tmp_path)  # from the weights that are there

@@ -300,13 +300,15 @@ def path_point(model, images, labels):
     Its classifiers, logistic regression and an RBF SVM, learn from the first READ training codes.
     """
     x, y = images[-VALIDATION:], labels[-VALIDATION:]
-    h, h_read, generator = encode_dataset(model, x), encode_dataset(model, images[:READ]), torch.Generator()
-    generator.manual_seed(0)
+    h, h_read, h_noisy = (encode_dataset(model, part) for part in (x, images[:READ], noisy(x)))
+    generator = torch.Generator().manual_seed(0)
     norms = torch.stack(
         [contractive_penalty(model.encode, part, 16, generator).detach() for part in x[:1000].split(250)]
     )
     mean, scale = h_read.mean(0), h_read.var(0).mean().sqrt()
     readers = {"logreg": LogisticRegression(C=0.1, max_iter=500), "svm": SVC(C=10, gamma=1 / h.shape[1])}
+    for reader in readers.values():
+        reader.fit((h_read - mean) / scale, labels[:READ])
     return {
         "val_mse": (decode_dataset(model, h) - x).square().mean().item(),
         "active_share": active_share(h, h.abs().amax(0)),
@@ -314,10 +316,21 @@ def path_point(model, images, labels):
         "l1": l1_sparsity(h).item(),
         "squared_jacobian": norms.mean().item(),
         "code_scale": h.var(0).sum().sqrt().item(),
-    } | {
-        f"{name}_accuracy": reader.fit((h_read - mean) / scale, labels[:READ]).score((h - mean) / scale, y)
-        for name, reader in readers.items()
-    }
+        "blend_db": blend_db(model, x, y),
+        "svm_noisy": readers["svm"].score((h_noisy - mean) / scale, y),
+    } | {f"{name}_accuracy": reader.score((h - mean) / scale, y) for name, reader in readers.items()}
+
+
+def noisy(x):
+    """The images under the noise that the studies ask about: Gaussian, of standard deviation .3, seeded."""
+    return corrupt(x, "gaussian", 0.3, torch.Generator().manual_seed(0))
+
+
+def blend_db(model, x, labels):
+    """PSNR in dB of the two ways of notebook 02, over 1,000 pairs of different digits and the inner alphas."""
+    pairs = different_pairs(labels, 1000)
+    path = interpolate(model, x[pairs[:, 0]], x[pairs[:, 1]], [0.2, 0.4, 0.6, 0.8])
+    return psnr(path.x_blend.flatten(0, 1), path.x_linear.flatten(0, 1)).mean().item()
 
 
 def width_study(folder=Path("runs") / "reference" / "path"):
@@ -367,8 +380,7 @@ def read_width(model):
     """
     mnist = load_mnist()
     x_test, y, y_test = mnist.test_images, mnist.train_labels.numpy(), mnist.test_labels.numpy()
-    noisy = corrupt(x_test, "gaussian", 0.3, torch.Generator().manual_seed(0))
-    h, h_test, h_noisy = (encode_dataset(model, images) for images in (mnist.train_images, x_test, noisy))
+    h, h_test, h_noisy = (encode_dataset(model, x) for x in (mnist.train_images, x_test, noisy(x_test)))
     mean, scale = h.mean(0), h.var(0).mean().sqrt()
     u, u_test, u_noisy = (((codes - mean) / scale).numpy() for codes in (h, h_test, h_noisy))
     linear, found = LogisticRegression(tol=1e-5, max_iter=1000), {}
@@ -378,15 +390,13 @@ def read_width(model):
         linear.set_params(**search.fit(u[:20_000], y[:20_000]).best_params_).fit(u, y)
         found = {"logreg_C": linear.C, "logreg_accuracy": linear.score(u_test, y_test)}
     svm = SVC(C=10, gamma=1 / u.shape[1], cache_size=1000).fit(u, y)
-    pairs = different_pairs(mnist.test_labels, 1000)
-    path = interpolate(model, x_test[pairs[:, 0]], x_test[pairs[:, 1]], [0.2, 0.4, 0.6, 0.8])
     return {
         "active_share": active_share(h_test, h[-VALIDATION:].abs().amax(0)),
         **found,
         "svm_accuracy": svm.score(u_test, y_test),
         "knn5": knn_accuracy(h, mnist.train_labels, h_test, mnist.test_labels, 5),
         "svm_noisy": svm.score(u_noisy, y_test),
-        "blend_db": psnr(path.x_blend.flatten(0, 1), path.x_linear.flatten(0, 1)).mean().item(),
+        "blend_db": blend_db(model, x_test, mnist.test_labels),
     }
 
 
