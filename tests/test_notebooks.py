@@ -168,16 +168,15 @@ def test_the_active_rows_are_the_jacobian_and_their_singular_values_those_of_lap
         assert torch.allclose(cells.singular_values(one), torch.linalg.svdvals(one), atol=1e-9)
 
 
-def test_paths_are_parted_only_where_one_lies_above_the_other_as_a_whole():
-    parted = functions("03", "parted").parted
-    ends = {"sae": (90, 95), "cae": (95.1, 96), "dae": (94, 97)}
-    for pair in (("sae", "cae"), ("cae", "sae")):
-        assert parted(*pair, ends).startswith("the CAE's lowest lies above the SAE's highest")
-    assert "overlap" in parted("sae", "dae", ends) and "overlap" in parted("dae", "cae", ends)
-    paths = {"ae": [1, 2, 3], "sae": [3, 2, 1], "cae": [1, 3, 2], "dae": [1, 2, 2]}
-    on_path = {name: [{"accuracy": value} for value in values] for name, values in paths.items()}
-    direction = functions("03", "direction", on_path=on_path).direction
-    assert [direction(name, "accuracy") for name in paths] == ["rises", "falls", "turns", "turns"]
+def test_a_path_rises_or_falls_only_where_every_step_does():
+    values = {"ae": [5], "sae": [3, 2, 1], "cae": [1, 3, 2], "dae": [1, 2, 3]}
+    paths = {name: [(k, 1.0, value) for k, value in enumerate(row)] for name, row in values.items()}
+    directions = functions("03", "directions").directions
+    assert directions(paths) == "rises with each step of strength: DAE; falls with each step: SAE; turns: CAE"
+    assert (
+        directions({"sae": paths["sae"], "cae": [(0, 1, 2), (1, 1, 2)]})
+        == "falls with each step: SAE; turns: CAE"
+    )
 
 
 def test_the_measures_of_a_path_equal_those_of_numpy():

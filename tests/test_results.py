@@ -588,6 +588,30 @@ def test_the_lambda_path_has_a_row_for_every_lam_measured_on_validation_images(m
     assert rows == reference_run.lambda_path(tmp_path)  # from the weights that are there
 
 
+def test_a_recorded_path_is_compared_at_equal_error(monkeypatch):
+    kinds = {
+        "none": [(0, 0.8, 5)],
+        "l1": [(0.2, 1.2, 1), (0.1, 0.8, 3), (0.3, 1.4, 4)],
+        "denoising": [(0.5, 1, 0)],
+    }
+    kinds["contractive"] = [(3, 1.5, 9), (1, 0.9, 4), (0.5, 0.7, 9), (2, 1.3, 2)]
+    rows = [
+        {"penalty": kind, "lam": lam, "of_tau": error, "blend_db": value}
+        for kind, points in kinds.items()
+        for lam, error, value in points
+    ]
+    monkeypatch.setattr(results, "load_reference", lambda: {"lambda_path": rows})
+    path = results.recorded_path("blend_db")
+    assert path["ae"] == [(0, 0.8, 5)] and path["sae"] == [(0.1, 0.8, 3), (0.2, 1.2, 1), (0.3, 1.4, 4)]
+    assert [lam for lam, *_ in path["cae"]] == [0.5, 1, 2, 3]
+    leads = results.at_equal_error(path["cae"], path["sae"])
+    assert [lam for lam, _ in leads] == [1, 2]  # 0.7 and 1.5 lie beyond the other path
+    assert [lead for _, lead in leads] == pytest.approx([4 - 2.5, 2 - 2.5])
+    assert results.recorded_path("svm_noisy") == {}
+    monkeypatch.setattr(results, "load_reference", lambda: {})
+    assert results.recorded_path("blend_db") == {}
+
+
 def test_the_width_study_takes_the_largest_strength_within_tau(monkeypatch, tmp_path):
     errors = {"none": {0.0: 1.0}, "l1": {0.1: 1.2, 0.2: 1.24, 0.4: 1.26}, "contractive": {0.1: 1.3, 0.2: 1.4}}
     small = {"n_train": 256, "epochs": 1, "lam_sae": 0.1, "lam_cae": 0.2}

@@ -6,6 +6,8 @@ import math
 from numbers import Real
 from pathlib import Path
 
+import numpy as np
+
 from aeutils.data import DATA, write_atomically
 from aeutils.metrics import t_interval, verdict
 
@@ -164,6 +166,30 @@ def load_reference():
             f"{REFERENCE} is not the file that {sums.name} lists; restore both, or run `make reference`."
         )
     return json.loads(content)
+
+
+def recorded_path(key):
+    """{model: [(lam, error over tau, row[key])], the smallest lam first} of the reference run's path; {} without it."""
+    models = {"none": "ae", "l1": "sae", "contractive": "cae", "denoising": "dae"}
+    path = {name: [] for name in models.values()}
+    for row in sorted(load_reference().get("lambda_path", []), key=lambda row: row["lam"]):
+        if key in row:
+            path[models[row["penalty"]]].append((row["lam"], row["of_tau"], row[key]))
+    return path if all(path.values()) else {}
+
+
+def at_equal_error(ours, theirs):
+    """[(lam, lead)] of one recorded path over another, at those of our points whose error the other path spans.
+
+    The other path is interpolated linearly in the error.
+    """
+    known = sorted((error, value) for _, error, value in theirs)
+    errors, values = zip(*known)
+    return [
+        (lam, float(value - np.interp(error, errors, values)))
+        for lam, error, value in ours
+        if errors[0] <= error <= errors[-1]
+    ]
 
 
 def exercise(number, mine, holds):
