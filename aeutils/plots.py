@@ -135,6 +135,21 @@ def training_curves(histories, key="mse", ax=None, label=None):
     return ax
 
 
+def path_curves(path, ax, ylabel):
+    """Values along paths {model: [(lam, error over tau, value)]} against the error; lam at points that stand apart."""
+    for name, points in path.items():
+        strengths, errors, values = zip(*points)
+        ax.plot(errors, values, "o-", ms=5, color=COLOURS[name], label=LABELS[name])
+        apart = [k for k, gap in enumerate(np.diff(errors, prepend=-1)) if gap > 0.03]
+        for k in apart if len(points) > 1 else ():
+            below = name == "sae"
+            look = {"color": COLOURS[name], "fontsize": 9, "ha": "right" if below else "left"}
+            at, offset = (errors[k], values[k]), (-3, -11) if below else (4, 4)
+            ax.annotate(f"{strengths[k]:g}", at, offset, textcoords="offset points", **look)
+    ax.axvline(1, color="k", ls=":", lw=1)
+    ax.set(xlabel="validation MSE / τ", ylabel=ylabel)
+
+
 def digit_map(points, labels, ax=None, title=None):
     """A map (N, 2) coloured by digit, each digit's numeral at the median of its points."""
     ax = ax or plt.gca()

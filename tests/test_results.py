@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
+import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
 import pandas as pd
@@ -22,6 +23,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.svm import SVC
 from small_notebooks import make_notebook
 
+from aeutils import plots
 from aeutils.course import reference as reference_run
 from aeutils.course import report, results, settings
 from aeutils.course.results import MIME, Results, load_reference, write_json
@@ -607,6 +609,11 @@ def test_a_recorded_path_is_compared_at_equal_error(monkeypatch):
     leads = results.at_equal_error(path["cae"], path["sae"])
     assert [lam for lam, _ in leads] == [1, 2]  # 0.7 and 1.5 lie beyond the other path
     assert [lead for _, lead in leads] == pytest.approx([4 - 2.5, 2 - 2.5])
+    ax = plt.figure().add_subplot()
+    plots.path_curves(path, ax, "dB")
+    drawn = {line.get_label(): line.get_xydata().tolist() for line in ax.lines}
+    assert drawn["SAE"] == [[0.8, 3], [1.2, 1], [1.4, 4]] and drawn["AE"] == [[0.8, 5]]
+    assert [text.get_text() for text in ax.texts] == ["0.1", "0.2", "0.3", "0.5", "1", "2", "3"]
     assert results.recorded_path("svm_noisy") == {}
     monkeypatch.setattr(results, "load_reference", lambda: {})
     assert results.recorded_path("blend_db") == {}
