@@ -137,16 +137,17 @@ def training_curves(histories, key="mse", ax=None, label=None):
 
 def path_curves(path, ax, ylabel):
     """Values along paths {model: [(lam, error over tau, value)]} against the error; lam at points that stand apart."""
+    above = {"xytext": (0, 6), "ha": "center"}
+    places = {"sae": {"xytext": (-3, -11), "ha": "right"}, "cae": {"xytext": (4, 4)}}
     for name, points in path.items():
         strengths, errors, values = zip(*points)
         ax.plot(errors, values, "o-", ms=5, color=COLOURS[name], label=LABELS[name])
-        apart = [k for k, gap in enumerate(np.diff(errors, prepend=-1)) if gap > 0.03]
+        apart = [k for k, gap in enumerate(np.diff(errors, prepend=-1)) if abs(gap) > 0.03]
         for k in apart if len(points) > 1 else ():
-            below = name == "sae"
-            look = {"color": COLOURS[name], "fontsize": 9, "ha": "right" if below else "left"}
-            at, offset = (errors[k], values[k]), (-3, -11) if below else (4, 4)
-            ax.annotate(f"{strengths[k]:g}", at, offset, textcoords="offset points", **look)
+            ax.annotate(f"{strengths[k]:g}", (errors[k], values[k]), textcoords="offset points", fontsize=9,
+                        color=COLOURS[name], **places.get(name, above))  # fmt: skip
     ax.axvline(1, color="k", ls=":", lw=1)
+    ax.margins(x=0.08, y=0.12)
     ax.set(xlabel="validation MSE / τ", ylabel=ylabel)
 
 

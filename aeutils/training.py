@@ -180,9 +180,9 @@ def fit(config, images, val_images=None, *, resume=None, device="auto", mixed=Tr
     """Train config's model on images (N, 1, H, W); return (model, history), one row of means an epoch.
 
     With `val_images`, each row has their score as `val`. `mixed` lets the forward pass use bfloat16 where that is
-    native; without it, processors that have it and those that have not differ by rounding alone. `resume` names a
-    file that is rewritten as the training goes and taken up again if it is there: the weights are the same, bit for
-    bit, as those of an uninterrupted run.
+    native; without it none does, and processors differ by no more than the rounding of float32 (on CUDA of TF32 in
+    convolutions). `resume` names a file that is rewritten as the training goes and taken up again if it is there: the
+    weights are the same, bit for bit, as those of an uninterrupted run.
     Raises ValueError for images that cannot be trained on, TrainingFailed on NaN or collapse.
     """
     check_images(images, config.batch_size)
@@ -316,7 +316,8 @@ def load_or_train(config, images, val_images=None, *, folders, device="auto", mi
 
     Weights are kept, and used, in half precision, so that a run that trains and a run that reloads give the same
     figures. A training that was interrupted goes on after the last epoch that was kept. Without `images` (None) a
-    checkpoint must be there. Raises ValueError on a damaged checkpoint and FileNotFoundError where there is neither
+    checkpoint must be there. `mixed` (see `fit`) is no part of a checkpoint's identity: train a config with one of its
+    values only. Raises ValueError on a damaged checkpoint and FileNotFoundError where there is neither
     checkpoint nor images.
     """
     device, mark = pick_device(device), None if images is None else fingerprint(images)

@@ -168,15 +168,21 @@ def test_the_active_rows_are_the_jacobian_and_their_singular_values_those_of_lap
         assert torch.allclose(cells.singular_values(one), torch.linalg.svdvals(one), atol=1e-9)
 
 
-def test_a_path_rises_or_falls_only_where_every_step_does():
-    values = {"ae": [5], "sae": [3, 2, 1], "cae": [1, 3, 2], "dae": [1, 2, 3]}
+def test_a_path_rises_or_falls_only_where_no_step_goes_the_other_way():
+    values = {"ae": [5], "sae": [3, 2, 2], "cae": [1, 3, 2], "dae": [1, 2, 3]}
     paths = {name: [(k, 1.0, value) for k, value in enumerate(row)] for name, row in values.items()}
     directions = functions("03", "directions").directions
-    assert directions(paths) == "rises with each step of strength: DAE; falls with each step: SAE; turns: CAE"
-    assert (
-        directions({"sae": paths["sae"], "cae": [(0, 1, 2), (1, 1, 2)]})
-        == "falls with each step: SAE; turns: CAE"
-    )
+    assert directions(paths) == "never rises: SAE; never falls: DAE; rises and falls: CAE"
+    assert directions({"sae": paths["sae"], "dae": paths["dae"]}) == "never rises: SAE; never falls: DAE"
+
+
+def test_paths_are_compared_at_the_points_of_both_within_chance():
+    cae = [(1, 0.9, 0.94), (2, 1.1, 0.90)]
+    sae = [(0.1, 0.8, 0.92), (0.2, 1.0, 0.88), (0.3, 1.2, 0.80)]
+    leads, images, seed = functions("03", "compared").compared(cae, sae, [0.02, 0.04, 0.06])
+    assert leads == pytest.approx([100 * (0.94 - 0.90), 100 * (0.90 - 0.84), 100 * (0.92 - 0.88)])
+    assert images == pytest.approx(100 * math.sqrt(2 * 0.8 * 0.2 / 5000)) and seed == pytest.approx(2)
+    assert functions("03", "compared").compared(cae, [(1, 0.1, 0.5)], [])[0::2] == ([], 0.0)
 
 
 def test_the_measures_of_a_path_equal_those_of_numpy():

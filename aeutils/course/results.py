@@ -172,7 +172,7 @@ def recorded_path(key):
     """{model: [(lam, error over tau, row[key])], the smallest lam first} of the reference run's path; {} without it."""
     models = {"none": "ae", "l1": "sae", "contractive": "cae", "denoising": "dae"}
     path = {name: [] for name in models.values()}
-    for row in sorted(load_reference().get("lambda_path", []), key=lambda row: row["lam"]):
+    for row in sorted(load_reference().get("lambda_path") or [], key=lambda row: row["lam"]):
         if key in row:
             path[models[row["penalty"]]].append((row["lam"], row["of_tau"], row[key]))
     return path if all(path.values()) else {}
@@ -181,8 +181,10 @@ def recorded_path(key):
 def at_equal_error(ours, theirs):
     """[(lam, lead)] of one recorded path over another, at those of our points whose error the other path spans.
 
-    The other path is interpolated linearly in the error.
+    The other path is interpolated linearly in the error, its points sorted by it; [] if it has none.
     """
+    if not theirs:
+        return []
     known = sorted((error, value) for _, error, value in theirs)
     errors, values = zip(*known)
     return [
