@@ -180,9 +180,9 @@ def fit(config, images, val_images=None, *, resume=None, device="auto", mixed=Tr
     """Train config's model on images (N, 1, H, W); return (model, history), one row of means an epoch.
 
     With `val_images`, each row has their score as `val`. `mixed` lets the forward pass use bfloat16 where that is
-    native; without it none does, and processors differ by no more than the rounding of float32 (on CUDA of TF32 in
-    convolutions). `resume` names a file that is rewritten as the training goes and taken up again if it is there: the
-    weights are the same, bit for bit, as those of an uninterrupted run.
+    native; without it none does, and processors differ by what training makes of float32's rounding (on CUDA of TF32's
+    in convolutions). `resume` names a file that is rewritten as the training goes and taken up again if it is there:
+    the weights are the same, bit for bit, as those of an uninterrupted run.
     Raises ValueError for images that cannot be trained on, TrainingFailed on NaN or collapse.
     """
     check_images(images, config.batch_size)
