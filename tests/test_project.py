@@ -157,6 +157,22 @@ def test_what_a_cell_displays_is_compared_within_tolerance_alone(path):
 
 
 @notebooks
+def test_cells_that_put_figures_into_sentences_are_folded_and_no_others(path):
+    for cell in code_cells(path):
+        body = ast.parse(cell.source).body
+        calls = [{getattr(n.func, "id", "") for n in ast.walk(s) if isinstance(n, ast.Call)} for s in body]
+        lines = sum(s.end_lineno - s.lineno + 1 for s, called in zip(body, calls) if "say" in called)
+        seen = any(
+            isinstance(s, (ast.FunctionDef, ast.ClassDef)) or "show" in called
+            for s, called in zip(body, calls)
+        )
+        mostly_sentences = not seen and body and lines >= 0.6 * len(cell.source.splitlines())
+        assert cell.metadata.get("jupyter", {}).get("source_hidden", False) == bool(mostly_sentences), (
+            cell.source[:80]
+        )
+
+
+@notebooks
 def test_the_last_cell_checks_the_figures_strictly(path):
     checks = [cell for cell in code_cells(path) if ".check()" in cell.source]
     assert len(checks) == 1 and "nbval-ignore-output" not in tags(checks[0])
