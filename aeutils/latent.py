@@ -6,7 +6,7 @@ import torch
 
 
 @torch.no_grad()
-def encode_dataset(model, images, batch_size=250):
+def encode_dataset(model, images, batch_size=100):
     """Codes of all images, (N, latent_dim) on the CPU; for a VAE the posterior means mu."""
     model.eval()
     device = next(model.parameters()).device
@@ -15,7 +15,7 @@ def encode_dataset(model, images, batch_size=250):
 
 
 @torch.no_grad()
-def decode_dataset(model, h, batch_size=250):
+def decode_dataset(model, h, batch_size=100):
     """Images of all codes, (N, 1, H, W) on the CPU."""
     model.eval()
     device = next(model.parameters()).device

@@ -340,6 +340,44 @@ def test_logistic_regression_is_at_its_minimum_on_raw_pixels():
     assert np.linalg.norm(reader.coef_ - oracle.coef_) < 0.02 * np.linalg.norm(oracle.coef_)
 
 
+def test_the_svm_of_all_labels_is_the_reference_run_s_unless_it_is_fitted_here():
+    learned, told = ("ae", "sae"), []
+    there = {
+        f"03.{name}.{metric}": {"value": 0.5, "per_seed": list(seeds)}
+        for name, rows in {"ae": (0.97, 0.98, 0.99), "sae": (0.96, 0.97, 0.985)}.items()
+        for metric, seeds in zip(
+            ("logreg_accuracy", "svm_accuracy", "svm_accuracy.n_60000"), ((r, 0.1) for r in rows)
+        )
+    }
+    there["03.ae.svm_accuracy.n_60000"] = {"value": 0.99, "per_seed": []}  # of one seed
+    here = Results(3, "full", [0])
+    for name in learned:
+        here.add(f"{name}.logreg_accuracy", [0.9])
+        here.add(f"{name}.svm_accuracy", [0.92])
+    h, y = torch.eye(10).repeat(4, 1).numpy(), np.arange(10).repeat(4).reshape(4, 10).T.ravel()
+    run = {"parameters": {"03": {"n_svm": 20_000}}, "metrics": there}
+    for n_svm_more, recorded in ((0, run), (40, run), (0, {"parameters": {}, "metrics": {}})):
+        known = functions("03", "each_case", "make_svm", "svm_predict").__dict__ | {
+            "n_svm_more": n_svm_more, "n_svm": 7, "n_fit": {"logreg": 40}, "learned": learned, "res": here,
+            "best_C": {("svm", name): 10.0 for name in learned}, "H": {(name, 0): h for name in learned},
+            "H_test": {(name, 0): h for name in learned}, "x_train": h, "y_train": y, "y_test": y,
+            "say": told.append, "load_reference": lambda recorded=recorded: recorded,
+        }  # fmt: skip
+        cell = run_cell("03", "n_more = min(n_svm_more, len(x_train))", **known)
+        run_cell("03", 'linear = of_first_seed("logreg_accuracy")', **cell.__dict__ | known)
+    shown, fitted, nothing = told
+    assert shown.startswith(
+        "Reference run, at its own parameters: from 20,000 to 60,000 labels the SVM of the first seed goes "
+    )
+    assert "from 98.00 % to **99.00 %** (AE), from 97.00 % to **98.50 %** (SAE)." in shown
+    assert shown.endswith("the curved border is worth +2.0 to +2.5 points to the learned codes.")
+    share = here.metrics["03.ae.svm_accuracy.n_40"]["value"]
+    assert fitted.startswith(
+        f"from 7 to 40 labels the SVM of the first seed goes from 92.00 % to **{100 * share:.2f} %** (AE)"
+    )
+    assert nothing == "The reference run has recorded no SVM of more labels."
+
+
 def test_a_recorded_study_of_widths_is_told_as_it_is():
     wide = {"of_tau": 0.9, "active_share": 0.1, "logreg_C": 0.1, "knn5": 0.97, "lam": 0.1, "epochs": 4}
     figures = {  # accuracy of the linear reader, of the SVM, under noise, dB

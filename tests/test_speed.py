@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from importlib.util import find_spec
 
 import psutil
 import pytest
@@ -202,8 +203,9 @@ def test_the_libraries_agree(monkeypatch):
     assert accuracy["5-NN, one matrix product a block"] == pytest.approx(
         accuracy["5-NN, scikit-learn"], abs=0.003
     )
-    fine, coarse = (accuracy.pop(f"t-SNE, angle {angle}, purity@10 of the map") for angle in (".5", ".7"))
-    assert coarse == pytest.approx(fine, abs=0.03) and fine > 0.7
+    maps = {name: accuracy.pop(name) for name in list(accuracy) if name.startswith("t-SNE")}
+    assert len(maps) == 1 + bool(find_spec("openTSNE")) and min(maps.values()) > 0.7
+    assert max(maps.values()) - min(maps.values()) < 0.03
     assert min(accuracy.values()) > 0.8 and all(math.isfinite(row["seconds"]) for row in found.values())
 
 

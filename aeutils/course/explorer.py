@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from sklearn.manifold import TSNE
 
 from aeutils.course import runner
 from aeutils.course.results import load_reference
@@ -17,6 +16,7 @@ from aeutils.data import load_frey_faces, load_mnist, split_frames, write_atomic
 from aeutils.latent import blend, different_pairs, encode_dataset
 from aeutils.losses import gaussian_kl_units
 from aeutils.plots import DIGITS, LABELS
+from aeutils.tsne import tsne_map
 
 TEMPLATE = Path(__file__).with_name("explorer.html")
 N_MAP, COLUMNS, STEPS = 3000, 60, 21  # digits on the map and in a row of their sheet, values of alpha
@@ -130,7 +130,7 @@ def packed(module):
 
 def positions(h):
     """The t-SNE map of the codes, each axis scaled to 0..65535."""
-    y = TSNE(init="pca", n_jobs=2, random_state=0).fit_transform(h.numpy())
+    y = tsne_map(h)[0].numpy()
     y = (y - y.min(0)) / np.ptp(y, axis=0)
     return encoded((65535 * y).round().astype("<u2").tobytes())
 

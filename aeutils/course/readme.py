@@ -24,7 +24,7 @@ CODES = {  # row: (metric of notebooks 01 to 03, decimals)
     "relative latent L2 of the two blends": ("02.{}.relative_l2", 3),
     "logistic regression, clean": ("03.{}.logreg_accuracy", 4),
     "SVM, clean": ("03.{}.svm_accuracy", 4),
-    "SVM, clean, all 60,000 labels (first seed)": ("03.{}.svm_accuracy_more_labels", 4),
+    "SVM, clean, all 60,000 labels (first seed)": ("03.{}.svm_accuracy.n_60000", 4),
     "SVM, noise of standard deviation 0.3": ("03.{}.svm_accuracy.gaussian_0.3", 3),
 }
 FACE = {

@@ -22,7 +22,6 @@ PROFILES = {  # parameters that a profile overrides, in every notebook that has 
         "n_interval_pairs": 100,
         "n_tsne": 300,
         "n_svm": 1000,
-        "n_svm_more": 0,
         "n_noisy": 300,
         "face_epochs": 3,
         "iwae_samples": 10,

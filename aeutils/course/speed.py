@@ -7,6 +7,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from unittest.mock import patch
 
@@ -25,6 +26,7 @@ from aeutils.losses import contractive_penalty, jacobian_frobenius
 from aeutils.metrics import jacobian_over_variance, knn_accuracy, purity_at_k
 from aeutils.svm import SVC
 from aeutils.training import SHIPPED, AutoencoderConfig, TrainingFailed, fit, load_or_train
+from aeutils.tsne import tsne_map
 
 TARGET_SVM, LABELLED = 0.98, 20_000
 EPOCHS = (2, 3, 4)  # lengths of a whole training, each with its own one-cycle, tried in this order
@@ -183,10 +185,8 @@ def stored_codes():
     return (h - h.mean(0)) / h.var(0).mean().sqrt(), mnist.train_labels
 
 
-def map_purity(h, y, angle):
-    """purity@10 of a t-SNE map of the codes."""
-    tsne = TSNE(init="pca", angle=angle, n_jobs=2, random_state=0)
-    return purity_at_k(torch.from_numpy(tsne.fit_transform(h.numpy())), y, 10)
+def scikit_learn_s_map(h):
+    return torch.from_numpy(TSNE(init="pca", angle=0.7, n_jobs=2, random_state=0).fit_transform(h.numpy()))
 
 
 def libraries(n=10_000):
@@ -198,9 +198,10 @@ def libraries(n=10_000):
         "SVM, scikit-learn": lambda: svm.SVC(**machine).fit(h, y).score(h_val, y_val),
         "5-NN, one matrix product a block": lambda: knn_accuracy(h, y, h_val, y_val, 5),
         "5-NN, scikit-learn": lambda: near.fit(h, y).score(h_val, y_val),
-        "t-SNE, angle .7, purity@10 of the map": lambda: map_purity(h, y, 0.7),
-        "t-SNE, angle .5, purity@10 of the map": lambda: map_purity(h, y, 0.5),
+        "t-SNE, scikit-learn, purity@10 of the map": lambda: purity_at_k(scikit_learn_s_map(h), y, 10),
     }
+    if find_spec("openTSNE"):
+        runs["t-SNE, openTSNE, purity@10 of the map"] = lambda: purity_at_k(tsne_map(h)[0], y, 10)
     if SVC is not svm.SVC:
         runs = {"SVM, scikit-learn-intelex": lambda: SVC(**machine).fit(h, y).score(h_val, y_val)} | runs
     found = {}
@@ -218,7 +219,7 @@ def work(what, size):
         h, y = stored_codes()
         h, y = h[:size], y[:size]
         return {
-            "t-SNE, images": [lambda: map_purity(h, y, 0.7)],
+            "t-SNE, images": [lambda: tsne_map(h)],
             "SVM, codes": [lambda: SVC(C=10, gamma=1 / h.shape[1]).fit(h, y)],
             "5-NN, codes": [lambda: knn_accuracy(h, y, h[:2500], y[:2500], 5)],
         }[what]
