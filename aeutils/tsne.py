@@ -8,7 +8,8 @@ def tsne_map(h, perplexity=30.0, init="pca", random_state=0):
     """The map y, (N, 2) in float64, of the codes h, (N, d), and its KL(P || Q) in nats (van der Maaten, 2014).
 
     Cells of the plane that look narrower than theta are taken as one point: 0.8 from 5,000 codes on and else 0.5, with
-    which openTSNE's maps have the exact KL of scikit-learn's of 0.7. The KL returned is Barnes-Hut's, 1 or 2 % low.
+    which openTSNE's maps have about the exact KL of scikit-learn's of 0.7. The KL returned is Barnes-Hut's, 1 or 2 %
+    below the exact one.
     Raises ValueError where the perplexity is not in (0, N / 3].
     """
     if not 0 < perplexity <= len(h) / 3:

@@ -106,6 +106,7 @@ def test_there_are_four_notebooks():
 def test_parameters_are_declared_once_and_pass_in_every_profile(path):
     declared = [cell for cell in code_cells(path) if "parameters" in tags(cell)]
     assert len(declared) == 1
+    assert all(re.fullmatch(r"\w+: \w+ = \S+  # .+", line) for line in declared[0].source.splitlines())
     values = runner.defaults(path)
     names = [node.target.id for node in ast.parse(declared[0].source).body]
     assert list(values) == names and set(names) <= set(PARAMETERS)
