@@ -3,11 +3,15 @@
 import json
 import math
 import os
+import queue
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import Future
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -381,8 +385,55 @@ def test_a_full_run_trains_the_headline_models_first_and_side_by_side(course, mo
             read_checkpoint(checkpoint_path(configs[name], f))[0] for f in ("alone", "out/checkpoints")
         )
         assert threads > 1 or all(torch.equal(one[key], other[key]) for key in one)
-    monkeypatch.setattr(runner, "ProcessPoolExecutor", None)  # nothing is left to train
-    runner.train_first(runner.plan(course, "full", {"seed": 2, "n_seeds": 1}, "out"))
+    plan = runner.plan(course, "full", {"seed": 2, "n_seeds": 1}, "out")
+    assert runner.trainings_of(plan) == {course / "01_one.ipynb": []}  # nothing is left to train
+
+
+@pytest.mark.parametrize("threads, first", [(2, 1), (3, 1), (4, 2), (16, 2)])
+def test_a_place_for_a_notebook_is_free_as_soon_as_trainings_leave_half_of_the_cores(
+    monkeypatch, threads, first
+):
+    monkeypatch.setattr(runner.torch, "get_num_threads", lambda: threads)
+    trainings, places = [Future() for _ in range(5)], queue.SimpleQueue()
+    opener = threading.Thread(target=runner.open_places, args=(places, trainings))
+    opener.start()
+    for left, future in zip((4, 3, 2, 1, 0), trainings):
+        with pytest.raises(queue.Empty):
+            places.get(timeout=0.2)
+        future.set_result(None)
+        if left == first:
+            assert places.get(timeout=60) == 1
+    assert places.get(timeout=60) == 2
+    opener.join()
+
+
+@pytest.mark.parametrize("failed", [False, True])
+def test_a_notebook_waits_for_its_own_trainings_alone(course, monkeypatch, failed):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(runner.torch, "get_num_threads", lambda: 2)
+    end = "import pathlib\npathlib.Path('one has ended').touch()"
+    make_notebook(course / "01_one.ipynb", end, publish("01"), parameters=WIDTH)
+    follow = "import pathlib\nassert pathlib.Path('faces are trained').exists()"
+    make_notebook(course / "04_four.ipynb", follow, publish("04"), parameters=FACE_WIDTH)
+    futures = {"digits": Future(), "faces": Future()}
+    futures["digits"].set_result(None)
+    needs = {course / "01_one.ipynb": ["digits"], course / "04_four.ipynb": ["faces"]}
+    monkeypatch.setattr(runner, "trainings_of", lambda plan: needs)
+    monkeypatch.setattr(runner, "training", lambda tasks, folder: nullcontext(futures))
+
+    def faces():
+        until = time.monotonic() + 60
+        while not Path("out/one has ended").exists() and time.monotonic() < until:
+            time.sleep(0.05)
+        Path("out/faces are trained").touch()
+        futures["faces"].set_exception(ValueError()) if failed else futures["faces"].set_result(None)
+
+    trainer = threading.Thread(target=faces)
+    trainer.start()
+    begun = time.monotonic()
+    assert cli.command_line(["run", "--notebooks", str(course), "--output", "out"]) == 0
+    assert time.monotonic() - begun < 60
+    trainer.join()
 
 
 def test_what_is_trained_first_is_what_the_notebooks_load(monkeypatch, tmp_path):
@@ -516,9 +567,9 @@ def test_nothing_is_trained_first_in_a_quick_run_or_where_the_threads_are_given(
     monkeypatch.setattr(runner.torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr(reference, "tasks_of", lambda plan: pytest.fail("looked for trainings"))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    runner.train_first(runner.plan(runner.NOTEBOOKS, "quick", {}, tmp_path))
+    assert runner.trainings_of(runner.plan(runner.NOTEBOOKS, "quick", {}, tmp_path)) is None
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    runner.train_first(runner.plan(runner.NOTEBOOKS, "full", {}, tmp_path))
+    assert runner.trainings_of(runner.plan(runner.NOTEBOOKS, "full", {}, tmp_path)) is None
 
 
 def test_notebooks_run_one_by_one_where_the_number_of_threads_is_given(course, monkeypatch):

@@ -214,19 +214,18 @@ def face_tasks(parameters, sources=(("frey", FACE_SEEDS), ("synthetic", 1))):
 
 
 def tasks_of(plan):
-    """The headline trainings of a plan's notebooks whose weights are in none of its folders, the longest first.
+    """The headline trainings of a plan's notebooks whose weights are in none of its folders.
 
     Weights of digit models count only if they were trained on the plan's images; ValueError on a damaged checkpoint.
     """
     tasks = []
     for parameters in plan.notebooks.values():
+        if {*DIGITS, "n_train"} <= parameters.keys():
+            tasks += digit_tasks(parameters, parameters["n_seeds"])
         if {*FACES, "faces", "split", "split_seed"} <= parameters.keys():
             with suppress(FileNotFoundError):  # the notebook says so
                 faces = load_frey_faces(source=parameters["faces"]).name
                 tasks += face_tasks(parameters, ((faces, parameters["n_face_seeds"]),))
-    for parameters in plan.notebooks.values():
-        if {*DIGITS, "n_train"} <= parameters.keys():
-            tasks += digit_tasks(parameters, parameters["n_seeds"])
     sizes = {task.n_train for task in tasks if task.config.data == "mnist"}
     marks = {("mnist", n): fingerprint(load_mnist().train_images[:n]) for n in sizes}
     return [

@@ -10,9 +10,10 @@ import re
 import sys
 import threading
 import time
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed, wait
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, ThreadPoolExecutor, as_completed, wait
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 from unittest.mock import patch
@@ -34,6 +35,7 @@ from aeutils.data import HOME, write_atomically
 from aeutils.training import pick_device
 
 NOTEBOOKS = HOME / "notebooks"
+MOST_TRAININGS = 4  # at a time
 VERSIONS = ("aeutils", "torch", "numpy", "scipy", "scikit-learn", "matplotlib")
 EXERCISE = re.compile(r"^exercise (\d+): (.+)$", re.M)
 CHECKED = re.compile(r"^exercise\(\s*(\d+),", re.M)  # the call of a check, whether or not it came to run
@@ -135,8 +137,8 @@ def execute(plan, profile=None, keep_going=False, timeout=None):
         killed = [*(folder / "checkpoints").glob(".*.tmp"), *folder.glob(".[0-9][0-9]_*.tmp*")]
         for stale in (*(folder / name for name in ("metrics.json", "index.html", "exercises.csv")), *killed):
             stale.unlink(missing_ok=True)
-        trained, seconds = train_first(plan), {}
-        for path, took, error in run_side_by_side(plan, trained, keep_going, timeout):
+        seconds = {}
+        for path, took, error in run_side_by_side(plan, keep_going, timeout):
             seconds[path.stem] = took
             if error:
                 failed[path.name[:2]] = str(error)
@@ -151,32 +153,35 @@ def execute(plan, profile=None, keep_going=False, timeout=None):
     return metrics
 
 
-def train_first(plan):
-    """Train the headline models that the plan's notebooks will load, up to four at a time; full profile, CPU only.
+def trainings_of(plan):
+    """{notebook: headline trainings that it needs and that are missing}; None where notebooks train for themselves.
 
-    Whether all are there now: what fails here is left to the notebook that needs it, which says where. Nothing is
-    trained first where OMP_NUM_THREADS is set.
+    They do outside of the full profile, on a GPU, with one core, and where OMP_NUM_THREADS is set.
     """
     from aeutils.course import reference
 
-    at_once = min(torch.get_num_threads(), 4)
-    if plan.profile != "full" or at_once < 2 or "OMP_NUM_THREADS" in os.environ:
-        return False
-    tasks = reference.tasks_of(plan)
-    if not tasks or any(pick_device(p.get("device", "auto")) != "cpu" for p in plan.notebooks.values()):
-        return not tasks
-    others, spawn = children(), multiprocessing.get_context("spawn")
+    if plan.profile != "full" or torch.get_num_threads() < 2 or "OMP_NUM_THREADS" in os.environ:
+        return None
+    tasks = {p: reference.tasks_of(plan._replace(notebooks={p: n})) for p, n in plan.notebooks.items()}
+    on_cpu = all(pick_device(p.get("device", "auto")) == "cpu" for p in plan.notebooks.values())
+    return tasks if on_cpu or not any(tasks.values()) else None
+
+
+@contextmanager
+def training(tasks, folder):
+    """{task: future} of the tasks while processes train them into the folder, up to four at a time.
+
+    What fails is left to the notebook that needs it, which says where.
+    """
+    from aeutils.course import reference
+
+    at_once = min(torch.get_num_threads(), MOST_TRAININGS)
     alone = {"OMP_NUM_THREADS": str(torch.get_num_threads() // at_once), "TQDM_DISABLE": "1"}
-    with patch.dict(os.environ, alone):
-        pool = ProcessPoolExecutor(min(at_once, len(tasks)), spawn, initializer=end_with_parent)
-        futures = [pool.submit(reference.perform, task, plan.weights[-1], "cpu") for task in tasks]
-        try:
-            for future in tqdm(as_completed(futures), "trainings", len(tasks), unit="model"):
-                future.exception()
-        finally:
-            stop(futures, others)
-            pool.shutdown()
-    return not reference.tasks_of(plan)
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(at_once, spawn, initializer=end_with_parent) as pool:
+        with patch.dict(os.environ, alone):
+            futures = {task: pool.submit(reference.perform, task, folder, "cpu") for task in tasks}
+        yield futures
 
 
 def end_with_parent():
@@ -197,15 +202,16 @@ def stop(futures, others):
                 child.kill()
 
 
-def run_side_by_side(plan, trained, keep_going, timeout):
+def run_side_by_side(plan, keep_going, timeout):
     """(notebook, seconds, RunFailed or None) as each ends; two run at a time, with half of the threads each.
 
-    Two networks this small on half of the cores each train faster than one on all. Unless the models are `trained`,
-    the first notebook of those that share them trains them, and the others wait for it. One at a time where there is
-    one core, or OMP_NUM_THREADS is set.
-    At the first failure without `keep_going`, or Ctrl-C, the other notebook's kernel is stopped.
+    Two networks this small on half of the cores each train faster than one on all. A notebook waits for the headline
+    trainings that it needs, and the first starts when those left leave half of the cores idle. Where notebooks train
+    for themselves, the first of those that share models trains them, and the others wait for it. One at a time where
+    there is one core, or OMP_NUM_THREADS is set.
+    At the first failure without `keep_going`, or Ctrl-C, all that runs is stopped.
     """
-    threads, others = torch.get_num_threads(), children()
+    threads, others, needs = torch.get_num_threads(), children(), trainings_of(plan)
     half = {} if "OMP_NUM_THREADS" in os.environ or threads < 2 else {"OMP_NUM_THREADS": str(threads // 2)}
     trains = {models_of(names): path for path, names in reversed(plan.notebooks.items())}
     ended = {path: threading.Event() for path in trains.values()}
@@ -214,7 +220,8 @@ def run_side_by_side(plan, trained, keep_going, timeout):
 
     def run(path):
         parameters, place = plan.notebooks[path], places.get()
-        if not trained and path not in ended:
+        found = needs is not None and not any(trained[task].exception() for task in needs[path])
+        if not found and path not in ended:
             ended[trains[models_of(parameters)]].wait()
         start, error = time.monotonic(), None
         try:
@@ -230,10 +237,10 @@ def run_side_by_side(plan, trained, keep_going, timeout):
             ended.get(path, threading.Event()).set()
         return path, round(time.monotonic() - start, 1), error
 
+    tasks = list(dict.fromkeys(chain(*needs.values()))) if needs else []
     pool = ThreadPoolExecutor(2 if "OMP_NUM_THREADS" in half else 1)
-    for place in (1, 2):
-        places.put(place)
-    with patch.dict(os.environ, half):
+    with training(tasks, plan.weights[-1]) as trained, patch.dict(os.environ, half):
+        threading.Thread(target=open_places, args=(places, trained.values()), daemon=True).start()
         prepare_kernels()
         bar = tqdm(total=len(order), desc="notebooks", unit="notebook", position=0)
         futures = [pool.submit(run, path) for path in order]
@@ -245,9 +252,20 @@ def run_side_by_side(plan, trained, keep_going, timeout):
             stopped.set()
             for event in ended.values():
                 event.set()
-            stop(futures, others)
+            stop([*futures, *trained.values()], others)
             pool.shutdown()
             bar.close()
+
+
+def open_places(places, trainings):
+    """Put two places for notebooks: one when half of the trainings at a time are left, the other when none is."""
+    bar = tqdm(total=len(trainings), desc="trainings", unit="model", position=3, disable=not trainings)
+    for place, left in ((1, min(torch.get_num_threads(), MOST_TRAININGS) // 2), (2, 0)):
+        while len(trainings) > left:
+            done, trainings = wait(trainings, return_when=FIRST_COMPLETED)
+            bar.update(len(done))
+        places.put(place)
+    bar.close()
 
 
 def models_of(parameters):
