@@ -209,7 +209,7 @@ class VAE(nn.Module):
     """
 
     def __init__(
-        self, latent_dim=20, widths=(16, 32, 64), size=(28, 20), dropout=0.2, input_noise=0.02, reach=2
+        self, latent_dim=20, widths=(16, 32, 64), size=(28, 20), dropout=0.1, input_noise=0.02, reach=2
     ):
         super().__init__()
         if latent_dim < 1:

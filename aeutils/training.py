@@ -102,14 +102,14 @@ class VAEConfig:
     latent_dim: int = 20
     beta: float = 1.0
     widths: tuple = (16, 32, 64)
-    dropout: float = 0.2
+    dropout: float = 0.1
     input_noise: float = 0.02
     reach: int = 2
     data: str = "frey"
-    epochs: int = 150
+    epochs: int = 80
     batch_size: int = 32
-    lr: float = 3e-3
-    weight_decay: float = 5e-2
+    lr: float = 8e-3
+    weight_decay: float = 0.1
     seed: int = 0
 
     def __post_init__(self):

@@ -11,10 +11,11 @@ import torch
 
 from aeutils import models, training
 from aeutils.course import bench, readme, reference, speed
-from aeutils.data import load_mnist
+from aeutils.data import Faces, load_mnist, split_frames
+from aeutils.faces import synthetic_faces
 from aeutils.losses import contractive_penalty
 from aeutils.models import Autoencoder
-from aeutils.training import AutoencoderConfig, TrainingFailed
+from aeutils.training import AutoencoderConfig, TrainingFailed, VAEConfig
 
 
 @pytest.fixture
@@ -129,6 +130,35 @@ def test_a_recipe_that_fails_has_no_rows(few, monkeypatch):
     )
 
 
+def test_a_recipe_of_faces_is_scored_on_frames_that_did_not_train_it(monkeypatch):
+    images, trained, scored = synthetic_faces(60)[0], [], []
+
+    def fit(config, x, device, progress):
+        trained.append((config, x))
+        return "model", []
+
+    def score(config, model, x):
+        scored.append(x)
+        return 560 * math.log(2) * config.lr
+
+    monkeypatch.setattr(speed, "load_frey_faces", lambda source: Faces(images, "frey", None))
+    monkeypatch.setattr(speed, "fit", fit)
+    monkeypatch.setattr(speed, "score", score)
+    found, index = speed.face_recipes(), split_frames(60, "random", 0)
+    assert [config for config, _ in trained] == [VAEConfig(**c) for c in speed.FACE_RECIPES.values()]
+    assert len({config for config, _ in trained}) == len(trained)
+    assert all(torch.equal(x, images[index.train]) for _, x in trained)
+    assert all(torch.equal(x, images[index.val]) for x in scored)
+    for row, (config, _) in zip(found.values(), trained):
+        assert row["epochs"] == config.epochs and row["bits"] == pytest.approx(config.lr)
+
+    def nowhere(source):
+        raise FileNotFoundError
+
+    monkeypatch.setattr(speed, "load_frey_faces", nowhere)
+    assert speed.face_recipes() == {}
+
+
 def test_the_frontier_takes_the_probes_and_the_share_that_it_names(few, monkeypatch):
     asked = []
 
@@ -214,6 +244,7 @@ def test_the_tables_of_speed_are_those_of_the_record():
     text = readme.SPEED.read_text(encoding="utf-8")
     assert readme.between(text, "speed", readme.speed_tables(found)) == text
     assert set(found["ablation"]) == set(speed.recipes()) and set(found["growth"]) == set(speed.GROWTH)
+    assert set(found["faces"]) == set(speed.FACE_RECIPES)
     for row in found["penalty"]:
         assert f"| {row['probes']} | {row['share']:g} | {row['seconds']:.0f} |" in text
 

@@ -170,6 +170,7 @@ def flops_of_a_step(config, images):
 
 STUDIES = {
     "ablation": speed.ablation,
+    "faces": speed.face_recipes,
     "penalty": speed.penalty_frontier,
     "libraries": speed.libraries,
     "growth": speed.growth,

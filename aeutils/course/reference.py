@@ -133,12 +133,14 @@ def images_of(data, n_train):
     return images[index.train], images[index.val]
 
 
-def perform(task, folder, device="auto"):
+def perform(task, folder, device="auto", progress=True):
     """Train one task into a folder of this machine, or find it there."""
     start = time.monotonic()
     Path(folder).mkdir(parents=True, exist_ok=True)
     train_images, val_images = images_of(task.config.data, task.n_train)
-    trained = load_or_train(task.config, train_images, val_images, folders=[folder], device=device)
+    trained = load_or_train(
+        task.config, train_images, val_images, folders=[folder], device=device, progress=progress
+    )
     figures = {"val": trained.history[-1]["val"]}
     if task.measured:
         mnist = load_mnist()

@@ -176,11 +176,11 @@ def training(tasks, folder):
     from aeutils.course import reference
 
     at_once = min(torch.get_num_threads(), MOST_TRAININGS)
-    alone = {"OMP_NUM_THREADS": str(torch.get_num_threads() // at_once), "TQDM_DISABLE": "1"}
+    alone = {"OMP_NUM_THREADS": str(torch.get_num_threads() // at_once)}
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(at_once, spawn, initializer=end_with_parent) as pool:
         with patch.dict(os.environ, alone):
-            futures = {task: pool.submit(reference.perform, task, folder, "cpu") for task in tasks}
+            futures = {task: pool.submit(reference.perform, task, folder, "cpu", False) for task in tasks}
         yield futures
 
 

@@ -58,7 +58,7 @@ PARAMETERS = {  # name: (type, smallest, largest, an example) or (str, allowed v
     "split": (str, ("random", "blocks")),
     "split_seed": (int, 0, 2**31 - 1, 0),
     "face_latent_dim": (int, 1, 560, 20),
-    "face_epochs": (int, 1, 10000, 150),
+    "face_epochs": (int, 1, 10000, 80),
     "beta": (float, 0, 1000, 1.0),
     "reach": (int, 0, 10, 2),
     "n_samples": (int, 1, 1024, 64),
