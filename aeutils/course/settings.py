@@ -23,7 +23,7 @@ PROFILES = {  # parameters that a profile overrides, in every notebook that has 
         "n_tsne": 300,
         "n_svm": 1000,
         "n_noisy": 300,
-        "face_epochs": 3,
+        "face_epochs": 6,
         "iwae_samples": 10,
         "n_drawn": 700,
     },
