@@ -288,7 +288,7 @@ def check_alive(model, x):
     if not spread >= 1e-4:  # NaN included
         raise TrainingFailed(
             f"the model collapsed: its reconstructions differ by {spread:.1e} from image to image. "
-            "Lower lr, or the weight of the penalty."
+            "Train for more epochs, or lower lr or the weight of the penalty."
         )
 
 
