@@ -152,6 +152,14 @@ def test_a_recipe_of_faces_is_scored_on_frames_that_did_not_train_it(monkeypatch
     for row, (config, _) in zip(found.values(), trained):
         assert row["epochs"] == config.epochs and row["bits"] == pytest.approx(config.lr)
 
+    def fails(config, *_, **__):
+        if config.lr == 1.6e-2:
+            raise TrainingFailed("the model collapsed")
+        return "model", []
+
+    monkeypatch.setattr(speed, "fit", fails)
+    assert list(speed.face_recipes()) == [name for name in speed.FACE_RECIPES if name != "lr .016"]
+
     def nowhere(source):
         raise FileNotFoundError
 
