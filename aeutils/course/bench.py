@@ -260,16 +260,13 @@ def draw_studies(found, path):
     axes[0, 0].barh(list(reached), seconds, color=["#0072B2" if r else "#BBBBBB" for r in right])
     axes[0, 0].invert_yaxis()
     axes[0, 0].set(xlabel=f"seconds to test MSE {speed.TARGET} (grey: not reached)")
+    places = {1: (0, 6, "center"), 2: (2, -14, "left"), 4: (-2, -14, "right")}
     for row in found["penalty"]:
         axes[0, 1].plot(row["seconds"], row["jacobian_over_variance"], "o", color="#D55E00")
-        text = f"{row['probes']} on {row['share']:g}"
-        axes[0, 1].annotate(
-            text,
-            (row["seconds"], row["jacobian_over_variance"]),
-            (4, 4),
-            textcoords="offset points",
-            fontsize=8,
-        )
+        text, at = f"{row['probes']} on {row['share']:g}", (row["seconds"], row["jacobian_over_variance"])
+        *by, side = places[row["probes"]]
+        axes[0, 1].annotate(text, at, by, textcoords="offset points", ha=side, fontsize=8)
+    axes[0, 1].margins(0.12)
     axes[0, 1].set(
         xlabel="seconds of training",
         ylabel="squared Jacobian norm over variance",

@@ -276,6 +276,8 @@ def cost(what, size):
     """(seconds, peak memory of this process in GB) of one size of what grows."""
     if what in ("threads", AT_ONCE):
         torch.set_num_threads(size if what == "threads" else 1)
+    with suppress(TrainingFailed):  # a process's first steps, which choose kernels, belong to no size
+        fit(AutoencoderConfig(epochs=1), load_mnist().train_images[:1024], device="cpu", progress=False)
     runs, start = work(what, size), time.perf_counter()
     for run in runs:
         with suppress(TrainingFailed):  # so short a training may end grey: it took its time all the same
