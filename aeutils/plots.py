@@ -136,19 +136,26 @@ def training_curves(histories, key="mse", ax=None, label=None):
 
 
 def path_curves(path, ax, ylabel):
-    """Values along paths {model: [(lam, error over tau, value)]} against the error; lam at points that stand apart."""
+    """Values along paths {model: [(lam, error over tau, value)]} against the error; lam where there is room for it."""
     above = {"xytext": (0, 6), "ha": "center"}
     places = {"sae": {"xytext": (-3, -11), "ha": "right"}, "cae": {"xytext": (4, 4)}}
     for name, points in path.items():
-        strengths, errors, values = zip(*points)
+        _, errors, values = zip(*points)
         ax.plot(errors, values, "o-", ms=5, color=COLOURS[name], label=LABELS[name])
-        apart = [k for k, gap in enumerate(np.diff(errors, prepend=-1)) if abs(gap) > 0.03]
-        for k in apart if len(points) > 1 else ():
-            ax.annotate(f"{strengths[k]:g}", (errors[k], values[k]), textcoords="offset points", fontsize=9,
-                        color=COLOURS[name], **places.get(name, above))  # fmt: skip
     ax.axvline(1, color="k", ls=":", lw=1)
     ax.margins(x=0.08, y=0.12)
     ax.set(xlabel="validation MSE / τ", ylabel=ylabel)
+    ax.figure.draw_without_rendering()
+    taken = []
+    for name, points in path.items():
+        for lam, error, value in points if len(points) > 1 else ():
+            text = ax.annotate(f"{lam:g}", (error, value), textcoords="offset points", fontsize=9,
+                               color=COLOURS[name], **places.get(name, above))  # fmt: skip
+            box = text.get_window_extent()
+            if any(map(box.overlaps, taken)):
+                text.remove()
+            else:
+                taken.append(box)
 
 
 def digit_map(points, labels, ax=None, title=None):

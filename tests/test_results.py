@@ -614,6 +614,9 @@ def test_a_recorded_path_is_compared_at_equal_error(monkeypatch):
     drawn = {line.get_label(): line.get_xydata().tolist() for line in ax.lines}
     assert drawn["SAE"] == [[0.8, 3], [1.2, 1], [1.4, 4]] and drawn["AE"] == [[0.8, 5]]
     assert [text.get_text() for text in ax.texts] == ["0.1", "0.2", "0.3", "0.5", "1", "2", "3"]
+    ax = plt.figure().add_subplot()  # no room beside 0.1, whose neighbour leaves 0.3 its own
+    plots.path_curves({"sae": [(0.1, 1, 1), (0.2, 1.01, 1), (0.3, 1.05, 1), (9, 2, 2)]}, ax, "dB")
+    assert [text.get_text() for text in ax.texts] == ["0.1", "0.3", "9"]
     assert results.recorded_path("svm_noisy") == {}
     monkeypatch.setattr(results, "load_reference", lambda: {})
     assert results.recorded_path("blend_db") == {}
