@@ -318,10 +318,11 @@ def test_the_area_under_the_noise_curve_is_a_mean_accuracy():
     assert area("svm", "a", "shift") == pytest.approx([0.5, 0.5])
 
 
-def test_the_svm_is_scikit_learns():
+@pytest.mark.parametrize("machine", (SVC, svm_of_scikit_learn))
+def test_the_svm_is_scikit_learns(machine):
     rng, y = np.random.default_rng(0), np.arange(600) % 10
     h = (rng.normal(size=(10, 16))[y] + rng.normal(size=(600, 16))).astype(np.float32)
-    svm = functions("03", "make_svm", SVC=SVC).make_svm(10.0, h).fit(h[:400], y[:400])
+    svm = functions("03", "make_svm", SVC=machine).make_svm(10.0, h).fit(h[:400], y[:400])
     oracle = svm_of_scikit_learn(C=10.0, gamma=1 / 16).fit(h[:400], y[:400])
     assert svm.intercept_ == pytest.approx(oracle.intercept_, abs=0.01)
     assert (

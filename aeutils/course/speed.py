@@ -230,7 +230,7 @@ def scikit_learn_s_map(h):
 
 
 def libraries(n=10_000):
-    """{name: {"seconds", "accuracy"}}: what reads n codes, by the course's choice and by scikit-learn's defaults."""
+    """{name: {"seconds", "accuracy"}}: what reads n codes, by the course's libraries and by scikit-learn's defaults."""
     h, y = stored_codes()
     h, y, h_val, y_val = h[:n], y[:n], h[-5000:], y[-5000:]
     machine, near = {"C": 10, "gamma": 1 / h.shape[1]}, neighbors.KNeighborsClassifier(5)
